@@ -1,0 +1,92 @@
+"""The hypervisor's axes: small frozen types that a config sets and protocol text reads.
+
+`Kvm` is to this code what the module parameters and the kernel version are to KVM.  Every axis
+is independent of the others (an unsafe combination is allowed where history had it).
+"""
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum, IntFlag
+
+
+class Notify(Enum):
+    """The notification rules, by the commit that brought them.  See `kvm/deliver.py`."""
+
+    KVM_V3_10 = "kvm-v3.10"  # a20ed54d6e47
+    KVM_V4_11 = "kvm-v4.11"  # b95234c84004
+    KVM_V5_8 = "kvm-v5.8"  # 379a3c8ee444, unsafe
+    KVM_V5_16 = "kvm-v5.16"  # fdba608f15e2
+    KVM_V5_17 = "kvm-v5.17"  # 0f65a9d33767
+    KVM_V5_18 = "kvm-v5.18"  # 9b44423bf4c8, the default
+
+
+class PidScheme(Enum):
+    """Who keeps NV, NDST and SN right while a vCPU is not running.  See `kvm/pid.py`."""
+
+    NONE = "none"  # no hardware sender: nobody reads them
+    PRE_BLOCK = "pre-block"  # v4.4 - v5.16: hooks around the blocking loop
+    PREEMPT_SN = "preempt-sn"  # v5.17, d76fb40637fc: at put/load, SN only if preempted
+    SN_ON_PUT = "sn-on-put"  # v6.17, 6737557442e5: SN on every put that arms no wake-up
+
+
+class EntryOrder(Enum):
+    """vcpu_enter_guest(): what comes before what."""
+
+    V2013 = "2013"  # sync, then mode, then interrupts off (B03, B04)
+    V2017 = "2017"  # interrupts off, mode, barrier, sync (b95234c84004)
+
+
+class ReentryOrder(Enum):
+    """The fastpath's way back into the guest."""
+
+    SYNC_FIRST = "sync-first"  # sync PIR, then test for exit requests (de7cd3f6761f)
+    SYNC_LAST = "sync-last"  # the other way round (B02)
+    NONE = "none"  # no sync at all
+
+
+class Request(IntFlag):
+    """`vcpu->requests`."""
+
+    EVENT = 1
+    UNBLOCK = 2
+    APICV_UPDATE = 4
+
+
+class TaskState(IntEnum):
+    """`task->__state` of a vCPU thread, and whether it is on a run queue."""
+
+    RUNNING = 0  # runnable: running or queued
+    INTERRUPTIBLE = 1  # about to sleep: still on the CPU, or preempted in between
+    SLEEPING = 2  # dequeued: only a wake-up brings it back
+
+
+class MpState(IntEnum):
+    """`vcpu->arch.mp_state`, the two values that matter here."""
+
+    RUNNABLE = 0
+    HALTED = 3
+
+
+class Fastpath(IntEnum):
+    """fastpath_t of vmx_exit_handlers_fastpath()."""
+
+    NONE = 0
+    REENTER_GUEST = 1
+    EXIT_HANDLED = 2
+
+
+class Bug(Enum):
+    """The museum's switches: off unless a config or a check turns one on.  See `kvm/bugs.py`."""
+
+    NOTHING = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kvm:
+    """One host's hypervisor.  Times in ns."""
+
+    rule: Notify = Notify.KVM_V5_18
+    pid_scheme: PidScheme = PidScheme.NONE
+    entry_order: EntryOrder = EntryOrder.V2017
+    reentry_order: ReentryOrder = ReentryOrder.SYNC_FIRST
+    halt_poll_ns: int = 200_000  # module parameter halt_poll_ns, x86 default
+    bugs: frozenset[Bug] = frozenset()
