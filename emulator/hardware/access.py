@@ -8,6 +8,7 @@ from enum import Enum
 from functools import cache
 from typing import Final
 
+from emulator.hardware.lapic import ICR_RESERVED
 from emulator.hardware.vmcs import Controls
 
 TPR: Final = 0x080
@@ -36,14 +37,14 @@ class Access(Enum):
     MEMORY = "memory"  # no page is being virtualized: ordinary memory
 
 
-# 29.4.2: what "APIC-register virtualization" lets the guest read, and 29.4.3 write, besides TPR.
+_LOCAL_VECTORS = (*range(0x320, 0x390, 0x10), 0x3E0)  # LVT entries, initial count, divide
+
+# What "APIC-register virtualization" lets the guest read (29.4.2) and write (29.4.3).
 _REGISTER_READS: Final = frozenset(
-    [0x020, 0x030, TPR, EOI, 0x0D0, 0x0E0, 0x0F0, *range(0x100, 0x290, 0x10), ICR_LOW, ICR_HIGH]
-    + [0x320, 0x330, 0x340, 0x350, 0x360, 0x370, 0x380, 0x3E0]
-)
+    (0x020, 0x030, TPR, EOI, 0x0D0, 0x0E0, 0x0F0, *range(0x100, 0x290, 0x10), ICR_LOW, ICR_HIGH)
+).union(_LOCAL_VECTORS)
 _REGISTER_WRITES: Final = frozenset(
-    [0x020, TPR, EOI, 0x0D0, 0x0E0, 0x0F0, 0x280, ICR_LOW, ICR_HIGH]
-    + [0x320, 0x330, 0x340, 0x350, 0x360, 0x370, 0x380, 0x3E0]
+    (0x020, TPR, EOI, 0x0D0, 0x0E0, 0x0F0, 0x280, ICR_LOW, ICR_HIGH, *_LOCAL_VECTORS)
 )
 
 
@@ -126,8 +127,7 @@ def is_self_ipi(icr_low: int) -> bool:
     Shorthand self, fixed, edge, idle, reserved bits 0, vector class above 0.  Bits 11 and 14 are
     not looked at.
     """
-    reserved = 0xFFF0_0000 | 3 << 16 | 1 << 13
-    looked_at = reserved | 3 << 18 | 1 << 15 | 1 << 12 | 7 << 8
+    looked_at = ICR_RESERVED | 3 << 18 | 1 << 15 | 1 << 12 | 7 << 8
     return icr_low & looked_at == 1 << 18 and icr_low & 0xF0 != 0
 
 
@@ -136,5 +136,4 @@ def is_virtualizable_ipi(icr_low: int) -> bool:
 
     The vector's class and the target's table entry are `senders.ipi_virtualization`'s to check.
     """
-    reserved = 0xFFF0_0000 | 3 << 16 | 1 << 13
-    return icr_low & (reserved | 3 << 18 | 1 << 15 | 1 << 12 | 1 << 11 | 7 << 8) == 0
+    return icr_low & (ICR_RESERVED | 3 << 18 | 1 << 15 | 1 << 12 | 1 << 11 | 7 << 8) == 0

@@ -19,6 +19,8 @@ VICR_HIGH: Final = 0x310
 
 PAGE_BYTES: Final = 4096
 _REGISTERS = 0x80  # bytes that the eight dwords of VISR or VIRR span
+_VISR_WORD = VISR >> 2  # VISR is the processor's alone: its bits are changed in place
+_from_bytes = int.from_bytes
 
 
 class ApicPage:
@@ -28,7 +30,7 @@ class ApicPage:
     little-endian cannot run this, nor could it run the guests.
     """
 
-    __slots__ = ("mem", "words")
+    __slots__ = ("_virr", "_visr", "mem", "words")
 
     def __init__(self, buffer: bytearray | memoryview | None = None) -> None:
         """Lay the page over `buffer`, 4096 bytes; over zeroes of its own without one."""
@@ -36,18 +38,20 @@ class ApicPage:
         assert view.nbytes == PAGE_BYTES, f"the virtual-APIC page has 4096 bytes, not {view.nbytes}"
         self.mem = view.cast("B")
         self.words = self.mem.cast("I")
+        self._visr = self.mem[VISR : VISR + _REGISTERS]
+        self._virr = self.mem[VIRR : VIRR + _REGISTERS]
 
     def set_bit(self, base: int, vector: int) -> None:
         """VISR[vector] or VIRR[vector] := 1.  `base` is VISR or VIRR."""
-        self.words[(base | (vector & 0xE0) >> 1) >> 2] |= 1 << (vector & 31)
+        self.words[(base >> 2) + (vector >> 5 << 2)] |= 1 << (vector & 31)
 
     def clear_bit(self, base: int, vector: int) -> None:
         """VISR[vector] or VIRR[vector] := 0."""
-        self.words[(base | (vector & 0xE0) >> 1) >> 2] &= ~(1 << (vector & 31))
+        self.words[(base >> 2) + (vector >> 5 << 2)] &= ~(1 << (vector & 31))
 
     def test_bit(self, base: int, vector: int) -> bool:
         """VISR[vector] or VIRR[vector]."""
-        return self.words[(base | (vector & 0xE0) >> 1) >> 2] >> (vector & 31) & 1 == 1
+        return self.words[(base >> 2) + (vector >> 5 << 2)] >> (vector & 31) & 1 == 1
 
     def or_bits(self, base: int, bits256: int) -> None:
         """Merge a set of vectors; bit v of `bits256` is vector v."""
@@ -68,9 +72,9 @@ class ApicPage:
 
     def top(self, base: int) -> int:
         """The highest vector in VISR or VIRR, 0 if there is none."""
-        # The dwords are the only bytes of the range that are ever written: the number's top bit
-        # is a vector's, 128 bits apart from one dword to the next.
-        spread = int.from_bytes(self.mem[base : base + _REGISTERS], "little")
+        # Eight dwords, 128 bits apart, and nothing is ever written between them: the top bit of
+        # the whole is the top vector's.
+        spread = _from_bytes(self._virr if base == VIRR else self._visr, "little")
         if not spread:
             return 0
         position = spread.bit_length() - 1
@@ -146,7 +150,7 @@ class VirtualApic:
         """
         page = self.page
         vector = self.svi
-        page.clear_bit(VISR, vector)
+        page.words[_VISR_WORD + (vector >> 5 << 2)] &= ~(1 << (vector & 31))
         self.svi = page.top(VISR)
         self.ppr_virtualization()
         if self.eoi_exit_bitmap >> vector & 1:
@@ -157,22 +161,22 @@ class VirtualApic:
     def self_ipi_virtualization(self, vector: int) -> None:
         """SDM 29.1.5.  VPPR stays as it is: nothing that it is made of has changed."""
         self.page.set_bit(VIRR, vector)
-        if vector > self.rvi:
-            self.rvi = vector
+        self.raise_rvi(vector)
         self.evaluate()
 
     def raise_rvi(self, vector: int) -> None:
         """RVI := max(RVI, vector), step 6 of SDM 29.6; -1 (PIR was empty) changes nothing."""
-        if vector > self.rvi:
+        if vector > self.rvi:  # noqa: PLR1730 -- max() costs twice as much
             self.rvi = vector
 
     def deliver(self) -> int:
         """Virtual-interrupt delivery, SDM 29.2.2, up to the guest's IDT.  The vector."""
         page = self.page
+        words = page.words
         vector = self.rvi
-        page.set_bit(VISR, vector)
+        words[_VISR_WORD + (vector >> 5 << 2)] |= 1 << (vector & 31)
         self.svi = vector
-        page.words[VPPR >> 2] = vector & 0xF0
+        words[VPPR >> 2] = vector & 0xF0
         page.clear_bit(VIRR, vector)
         self.rvi = page.top(VIRR)
         self.recognised = False

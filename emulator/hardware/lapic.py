@@ -8,6 +8,7 @@ the host's IDT in root operation.  Destinations and ICR forms: `hardware/destina
 `hardware/timer`.  SDM vol. 3, 10.8 (interrupts), 10.5 (registers), 10.12 (x2APIC).
 """
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
@@ -15,6 +16,9 @@ from emulator.hardware.vectors import FIRST_LEGAL_VECTOR
 
 SEND_ILLEGAL_VECTOR: Final = 1 << 5  # error status register, SDM 10.5.3
 RECEIVE_ILLEGAL_VECTOR: Final = 1 << 6
+
+ICR_DELIVERY_STATUS: Final = 1 << 12
+ICR_RESERVED: Final = 0xFFF0_0000 | 3 << 16 | 1 << 13  # of the low half, SDM figure 10-28
 
 APIC_BASE_EXTD: Final = 1 << 10  # IA32_APIC_BASE, SDM 10.12.1
 APIC_BASE_EN: Final = 1 << 11
@@ -28,26 +32,23 @@ class ApicMode(Enum):
     X2APIC = "x2apic"
 
 
-_BASE_BITS: Final = {
-    ApicMode.DISABLED: 0,
-    ApicMode.XAPIC: APIC_BASE_EN,
-    ApicMode.X2APIC: APIC_BASE_EN | APIC_BASE_EXTD,
+_MODE_OF_BITS: Final = {
+    0: ApicMode.DISABLED,
+    APIC_BASE_EN: ApicMode.XAPIC,
+    APIC_BASE_EN | APIC_BASE_EXTD: ApicMode.X2APIC,
 }
+_FORBIDDEN: Final = frozenset(
+    {(ApicMode.DISABLED, ApicMode.X2APIC), (ApicMode.X2APIC, ApicMode.XAPIC)}
+)
 
 
 def mode_after_base_write(mode: ApicMode, value: int) -> ApicMode | None:
-    """The mode after WRMSR IA32_APIC_BASE with `value`; None: #GP.  SDM figure 10-27.
+    """The mode after WRMSR IA32_APIC_BASE with `value`; None: #GP.  SDM 10.12.5, figure 10-27.
 
-    Into x2APIC only from xAPIC, out of it only by disabling; EXTD without EN never.
+    Into x2APIC mode only from xAPIC mode, out of it only by disabling; EXTD without EN never.
     """
-    wanted = value & (APIC_BASE_EN | APIC_BASE_EXTD)
-    for after, bits in _BASE_BITS.items():
-        if bits == wanted:
-            skips_xapic = {mode, after} == {ApicMode.DISABLED, ApicMode.X2APIC}
-            if mode is ApicMode.X2APIC and after is ApicMode.XAPIC:
-                return None
-            return None if skips_xapic and after is ApicMode.X2APIC else after
-    return None
+    after = _MODE_OF_BITS.get(value & (APIC_BASE_EN | APIC_BASE_EXTD))
+    return None if after is None or (mode, after) in _FORBIDDEN else after
 
 
 class LocalApic:
@@ -55,12 +56,30 @@ class LocalApic:
 
     `irr` and `isr` are 256-bit numbers, bit v for vector v.  `error` collects bits of the error
     status register.  `apic_id` is the physical ID; `ldr` and `dfr` take part in logical
-    destinations (xAPIC; in x2APIC mode LDR follows from the ID).
+    destinations (xAPIC; in x2APIC mode LDR follows from the ID).  `send` is called with the ICR's
+    64 bits after each write that is not refused: the interrupt messages' way out.
     """
 
-    __slots__ = ("apic_id", "dfr", "error", "icr", "irr", "isr", "ldr", "mode", "tpr")
+    __slots__ = (
+        "apic_id",
+        "dfr",
+        "error",
+        "icr",
+        "irr",
+        "isr",
+        "ldr",
+        "mode",
+        "registers",
+        "send",
+        "tpr",
+    )
 
-    def __init__(self, apic_id: int = 0, mode: ApicMode = ApicMode.X2APIC) -> None:
+    def __init__(
+        self,
+        apic_id: int = 0,
+        mode: ApicMode = ApicMode.X2APIC,
+        send: Callable[[int], None] | None = None,
+    ) -> None:
         self.apic_id = apic_id
         self.mode = mode
         self.irr = 0
@@ -70,6 +89,8 @@ class LocalApic:
         self.icr = 0
         self.ldr = 0
         self.dfr = 0xFFFF_FFFF  # flat, SDM 10.6.2.2
+        self.registers: dict[int, int] = {}  # the rest, by offset: stored and read back
+        self.send = send
 
     def accept(self, vector: int) -> bool:
         """Accept a fixed, edge-triggered interrupt, SDM 10.8.3.
@@ -138,3 +159,60 @@ class LocalApic:
             self.irr = self.isr = self.tpr = 0  # back to the state after reset, SDM 10.4.3
         self.mode = after
         return True
+
+    def write_icr(self, value: int) -> bool:
+        """A write of the interrupt command register, 64 bits.  False: #GP, nothing changed.
+
+        Read-back (SDM 10.6.1, 10.12.9): xAPIC mode drops the delivery status and bits 55:32;
+        x2APIC mode faults on reserved bits of the low half and keeps everything else.
+        """
+        if self.mode is ApicMode.X2APIC:
+            if value & ICR_RESERVED:
+                return False
+            self.icr = value & (1 << 64) - 1
+        else:
+            self.icr = value & (0xFF << 56 | 0xFFFF_FFFF) & ~ICR_DELIVERY_STATUS
+        if self.send is not None:
+            self.send(self.icr)
+        return True
+
+    def write_register(self, offset: int, value: int) -> bool:
+        """A write by MSR that reaches this APIC; `offset` = (MSR & FF) << 4.  False: #GP."""
+        match offset:
+            case 0x080:
+                if value >> 8:
+                    return False
+                self.tpr = value
+            case 0x0B0:
+                if value:
+                    return False
+                self.eoi()
+            case 0x300:
+                return self.write_icr(value)
+            case 0x3F0:
+                if value >> 8:
+                    return False
+                self.accept(value)
+            case _:
+                self.registers[offset] = value & 0xFFFF_FFFF
+        return True
+
+    def read_register(self, offset: int) -> int:
+        """A read by MSR that reaches this APIC."""
+        match offset:
+            case 0x020:
+                return self.apic_id
+            case 0x080:
+                return self.tpr
+            case 0x0A0:
+                return self.ppr()
+            case 0x280:
+                return self.error
+            case 0x300:
+                return self.icr
+            case _ if 0x100 <= offset < 0x180:
+                return self.isr >> 2 * (offset - 0x100) & 0xFFFF_FFFF
+            case _ if 0x200 <= offset < 0x280:
+                return self.irr >> 2 * (offset - 0x200) & 0xFFFF_FFFF
+            case _:
+                return self.registers.get(offset, 0)

@@ -39,6 +39,8 @@ class ExitReason(IntEnum):
     INTERRUPT_WINDOW = 7
     HLT = 12
     VMCALL = 18
+    CR_ACCESS = 28
+    MSR_READ = 31
     MSR_WRITE = 32
     MWAIT = 36
     TPR_BELOW_THRESHOLD = 43

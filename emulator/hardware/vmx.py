@@ -4,7 +4,8 @@ Pure, one pCPU's own.  It stops where the protocol begins: `boundary()` does ste
 posted-interrupt processing and reports NOTIFICATION; its caller runs the text
 (`posted.process_posted_interrupts`) and calls `boundary()` again.
 Before: `hardware/lapic` presents vectors, `hardware/apicv` recognises virtual interrupts.
-Next: the guest's IDT (`Idt`), or the VMM with an exit reason.  Instructions: `hardware/execute`.
+Next: the guest's IDT (`Idt`), or the VMM with an exit reason.  `hardware/instructions` is what
+the guest executes in between.
 SDM vol. 3, 25.2 (exits by event), 26.7 (after entry), 27.2 (exit information), 29.2.2, 29.6.
 """
 
@@ -27,12 +28,18 @@ from emulator.hardware.vmcs import (
 )
 
 Outcome = int | None
-"""None: run on.  NOTIFICATION (0): post processing is due.  Above 0: an `ExitReason`; the guest
-is out, `exit_qualification` and `exit_interruption_info` say the rest."""
+"""None: run on.  NOTIFICATION (0): posted-interrupt processing is due.  Above 0: an `ExitReason`;
+the guest is out.  Below 0, from instructions only: `instructions.FAULT`, `instructions.IPI`."""
 
 EXTERNAL_INTERRUPT: Final = int(ExitReason.EXTERNAL_INTERRUPT)
 INTERRUPT_WINDOW: Final = int(ExitReason.INTERRUPT_WINDOW)
 TPR_BELOW_THRESHOLD: Final = int(ExitReason.TPR_BELOW_THRESHOLD)
+
+# Looking up an enumeration's member costs as much as a call: the boundary has its own names.
+_ACTIVE: Final = Activity.ACTIVE
+_SHUTDOWN: Final = Activity.SHUTDOWN
+_WAIT_FOR_SIPI: Final = Activity.WAIT_FOR_SIPI
+_MWAIT: Final = Activity.MWAIT
 
 TRAP_LIKE: Final = frozenset(
     {ExitReason.TPR_BELOW_THRESHOLD, ExitReason.VIRTUALIZED_EOI, ExitReason.APIC_WRITE}
@@ -53,9 +60,11 @@ class Idt(Protocol):
 class LogicalProcessor:
     """One pCPU's processor.
 
-    `vmcs` is the current VMCS, None before the first entry; `vapic` and `guest` are its.  After an
-    exit, `exit_reason`, `exit_qualification`, `exit_interruption_info` are what the VMM would
-    VMREAD.
+    `vmcs` is the current VMCS, not there before the first entry; `vapic` and `guest` are its.
+    After an exit, `exit_reason`, `exit_qualification`, `exit_interruption_info` are what the VMM
+    would VMREAD, `exit_msr` and `exit_value` what it finds in ECX and EDX:EAX.  `result` is what
+    the guest's last read returned, `ipi` the (vector, virtual APIC ID) of the last IPI that IPI
+    virtualization has to send.
     """
 
     __slots__ = (
@@ -63,14 +72,17 @@ class LogicalProcessor:
         "_mode",
         "controls",
         "exit_interruption_info",
+        "exit_msr",
         "exit_qualification",
         "exit_reason",
+        "exit_value",
         "guest",
         "idt",
         "in_root",
-        "interrupt_window_exiting",
+        "ipi",
         "lapic",
         "msr_writes",
+        "result",
         "vapic",
         "vmcs",
     )
@@ -87,6 +99,10 @@ class LogicalProcessor:
         self.exit_reason = 0
         self.exit_qualification = 0
         self.exit_interruption_info = 0
+        self.exit_msr = 0
+        self.exit_value = 0
+        self.result = 0
+        self.ipi = (0, 0)
 
     # -- VM entry and VM exit -------------------------------------------------------------------
 
@@ -104,7 +120,6 @@ class LogicalProcessor:
             self._load_controls(vmcs.controls)
         self.in_root = False
         controls = self.controls
-        self.interrupt_window_exiting = controls.interrupt_window_exiting
         vapic.virtual_interrupt_delivery = controls.virtual_interrupt_delivery
         vapic.interrupt_window_exiting = controls.interrupt_window_exiting
         vapic.tpr_threshold = vmcs.tpr_threshold
@@ -139,8 +154,8 @@ class LogicalProcessor:
             vmcs.rvi = vapic.rvi
             vmcs.svi = vapic.svi
         vapic.recognised = False
-        if self.guest.activity is Activity.MWAIT:
-            self.guest.activity = Activity.ACTIVE
+        if self.guest.activity is _MWAIT:
+            self.guest.activity = _ACTIVE
         self.in_root = True
         self.exit_reason = reason
         self.exit_qualification = qualification
@@ -153,12 +168,13 @@ class LogicalProcessor:
         """What may come between two guest instructions, highest priority first.  SDM table 6-2.
 
         An interrupt-window exit or a virtual interrupt beats an external interrupt, so after each
-        delivery the loop looks again with the IF that delivery has cleared (golden case pi-rule-22).
+        delivery the loop looks again with the IF that delivery has cleared (golden case
+        pi-rule-22).
         Call it after VM entry, after each instruction, and when the local APIC has new vectors.
         """
         vapic = self.vapic
         lapic = self.lapic
-        if not (vapic.recognised or lapic.irr or self.interrupt_window_exiting):
+        if not (vapic.recognised or lapic.irr or vapic.interrupt_window_exiting):
             return None
         guest = self.guest
         while True:
@@ -166,23 +182,21 @@ class LogicalProcessor:
             if (
                 guest.interrupt_flag
                 and not guest.interruptibility
-                and activity is not Activity.SHUTDOWN
-                and activity is not Activity.WAIT_FOR_SIPI
+                and activity is not _SHUTDOWN
+                and activity is not _WAIT_FOR_SIPI
             ):
-                if self.interrupt_window_exiting:
+                if vapic.interrupt_window_exiting:
                     return self.vm_exit(INTERRUPT_WINDOW)
                 if vapic.recognised:
                     # 29.2.2: through the guest's IDT; HLT and MWAIT end here.
                     vector = vapic.deliver()
                     guest.interrupt_flag = False
-                    guest.activity = Activity.ACTIVE
+                    guest.activity = _ACTIVE
                     self.idt.interrupt(vector)
                     continue
-            if not lapic.irr or not lapic.pending() or activity is Activity.WAIT_FOR_SIPI:
+            if not lapic.irr or not lapic.pending() or activity is _WAIT_FOR_SIPI:
                 return None
-            outcome = self._external_interrupt(lapic, guest)
-            if outcome is not None or guest.interrupt_flag:
-                return outcome
+            return self._external_interrupt(lapic, guest)
 
     def _external_interrupt(self, lapic: LocalApic, guest: GuestState) -> Outcome:
         """The local APIC presents a vector in non-root operation.  SDM 25.2, 29.6 steps 1 and 2.
@@ -195,7 +209,7 @@ class LogicalProcessor:
             if guest.interrupt_flag and not guest.interruptibility:
                 vector = lapic.acknowledge()
                 guest.interrupt_flag = False
-                guest.activity = Activity.ACTIVE
+                guest.activity = _ACTIVE
                 self.idt.interrupt(vector)
             return None
         if not controls.acknowledge_interrupt_on_exit:
@@ -203,9 +217,9 @@ class LogicalProcessor:
             return self.vm_exit(EXTERNAL_INTERRUPT)
         vector = lapic.acknowledge()  # step 1
         if controls.process_posted_interrupts and vector == self.vmcs.nv & 0xFF:  # step 2
-            if guest.activity is Activity.MWAIT:
+            if guest.activity is _MWAIT:
                 # MWAIT ends with any notification, HLT only with what it delivers.
-                guest.activity = Activity.ACTIVE
+                guest.activity = _ACTIVE
             return NOTIFICATION
         info = INFO_VALID | INFO_EXTERNAL_INTERRUPT | vector
         return self.vm_exit(EXTERNAL_INTERRUPT, interruption_info=info)
@@ -227,7 +241,7 @@ class LogicalProcessor:
         info = vmcs.entry_interruption_info
         vmcs.entry_interruption_info = info & ~INFO_VALID
         guest = vmcs.guest
-        guest.activity = Activity.ACTIVE
+        guest.activity = _ACTIVE
         guest.interruptibility = 0
         if info & INFO_TYPE_MASK != INFO_HARDWARE_EXCEPTION:
             guest.interrupt_flag = False

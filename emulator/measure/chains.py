@@ -11,7 +11,7 @@ What makes the matching exact, and free of clocks of different processes:
 - A message carries its number from NOTIFY to ARRIVE to ACCEPT.
 
 Where the rings dropped records, the counting breaks: then only records that stand next to each
-other in time are paired, and what is not sure is left out.
+other in time are paired.  A gap costs the chains around it and no others.
 Before: `records`.  Next: `account`, `stages`.
 """
 
@@ -38,7 +38,7 @@ SYNC_FOUND_VIRR_SET: Final = 2  # bit 1 of SYNC's arg
 
 @dataclass(frozen=True, slots=True)
 class Chains:
-    """One entry a POST, in the order of posting; positions in the records, -1 where there is none."""
+    """One entry a POST, in the order of posting; positions in the records, -1: none."""
 
     post: Indices
     decision: Indices
@@ -46,6 +46,17 @@ class Chains:
     merged: Flags  # its harvest found VIRR set: no delivery of its own
     deliver: Indices
     eoi: Indices
+
+    def pick(self, which: Flags | Indices) -> "Chains":
+        """Some of them, or all in another order."""
+        return Chains(
+            post=self.post[which],
+            decision=self.decision[which],
+            sync=self.sync[which],
+            merged=self.merged[which],
+            deliver=self.deliver[which],
+            eoi=self.eoi[which],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +89,7 @@ def match_chains(events: Records, *, whole: bool) -> Chains:
     decision = _follow(events, openers, decisions)[posts]
     # The order of posting: what looks at drift over a run needs it.
     order = np.argsort(events["ts"][posts], kind="stable")
-    columns = (posts, decision, sync, merged, deliver, eoi)
-    return Chains(*(column[order] for column in columns))
+    return Chains(posts, decision, sync, merged, deliver, eoi).pick(order)
 
 
 def match_decisions(events: Records) -> tuple[Indices, Indices]:
@@ -99,19 +109,17 @@ def match_decisions(events: Records) -> tuple[Indices, Indices]:
     )
 
 
-def match_messages(events: Records) -> Messages:
+def match_messages(events: Records, chains: Chains) -> Messages:
     """Follow every message of the run by its number."""
     notify = positions(events, Event.NOTIFY)
     notify = notify[np.argsort(events["ts"][notify], kind="stable")]
-    arrive = _pair_by_ref(
-        events, notify, positions(events, Event.ARRIVE, Event.ARRIVE_MERGED)
-    )
+    arrive = _pair_by_ref(events, notify, positions(events, Event.ARRIVE, Event.ARRIVE_MERGED))
     accept = _pair_by_ref(events, notify, positions(events, Event.ACCEPT))
     refused = positions(events, Event.NOTIFY_DROPPED)
-    posts, decisions = match_decisions(events)
+    decided = chains.decision >= 0
     return Messages(
         notify=notify,
-        post=_follow(events, decisions, posts)[notify],
+        post=_follow(events, chains.decision[decided], chains.post[decided])[notify],
         arrive=arrive,
         accept=accept,
         dropped=np.isin(events["ref"][notify], events["ref"][refused]),
@@ -119,8 +127,9 @@ def match_messages(events: Records) -> Messages:
 
 
 def bit_key(events: Records, index: Indices) -> Indices:
-    """vCPU and vector as one number: whose bit of PIR, VIRR or VISR it is."""
-    return events["vcpu"][index].astype(np.int64) << 8 | events["vector"][index]
+    """Whose bit of PIR, VIRR or VISR it is: vCPU and vector as one number."""
+    key: Indices = events["vcpu"][index].astype(np.int64) << 8 | events["vector"][index]
+    return key
 
 
 def _sorted_by_bit(events: Records, index: Indices) -> Indices:
@@ -138,13 +147,13 @@ def _pair_in_turn(events: Records, first: Indices, then: Indices) -> Indices:
 
 
 def _pair_neighbours(events: Records, first: Indices, then: Indices) -> Indices:
-    """Only pairs with nothing of the same bit between them: sure even if records are missing."""
+    """Only pairs with nothing of the same bit between them: a missing record shifts no others."""
     both = np.concatenate([first, then])
     opens = np.arange(len(both)) < len(first)
     order = np.lexsort((~opens, events["ts"][both], bit_key(events, both)))
     key = bit_key(events, both)[order]
-    sure = opens[order][:-1] & ~opens[order][1:] & (key[:-1] == key[1:])
-    at = np.flatnonzero(sure)
+    beside = opens[order][:-1] & ~opens[order][1:] & (key[:-1] == key[1:])
+    at = np.flatnonzero(beside)
     pairs = _none(first)
     pairs[order[at]] = both[order[at + 1]]
     return pairs

@@ -58,7 +58,7 @@ class RunFacts:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "RunFacts":
-        """The inverse of `to_dict`.  Unknown keys are an error (TypeError): formats do not drift."""
+        """The inverse of `to_dict`.  Unknown keys are an error (TypeError)."""
         known = dict(data)
         known["loads"] = tuple(LoadFacts(**load) for load in known.get("loads", ()))
         for name in ("vcpus", "pcpus", "floor_ns", "expect", "violations"):

@@ -8,7 +8,7 @@ Next: `chains`.
 """
 
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,8 @@ assert RECORD_DTYPE.itemsize == RECORD_BYTES
 Records: TypeAlias = npt.NDArray[np.void]  # of RECORD_DTYPE
 Indices: TypeAlias = npt.NDArray[np.int64]  # positions in a Records array; -1: none
 Flags: TypeAlias = npt.NDArray[np.bool_]
-Samples: TypeAlias = npt.NDArray[np.int64]  # ns
+Samples: TypeAlias = npt.NDArray[np.int64]  # durations, ns
+Times: TypeAlias = npt.NDArray[np.uint64]  # CLOCK_MONOTONIC, ns
 
 # What a sender of the posted-interrupt protocol may put on the wire (PIN, PIW, NPI).
 NOTIFICATION_VECTORS: Final = (
@@ -63,5 +64,5 @@ def positions(events: Records, *kinds: Event) -> Indices:
 
 def is_notification(events: Records) -> Flags:
     """Whether the record's `vector` is one of the protocol's own."""
-    flags: Any = np.isin(events["vector"], NOTIFICATION_VECTORS)
+    flags: Flags = np.isin(events["vector"], NOTIFICATION_VECTORS)
     return flags

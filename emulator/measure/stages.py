@@ -13,7 +13,7 @@ import numpy as np
 from emulator.events import Event
 from emulator.measure.chains import Chains, Messages, match_chains, match_messages
 from emulator.measure.facts import RunFacts
-from emulator.measure.records import Flags, Indices, Records, Samples, is_notification
+from emulator.measure.records import Flags, Indices, Records, Samples, Times, is_notification
 
 STAGES: Final = {
     "due_to_post": "the load asked for it -> its PIR bit is set (how late the sender was)",
@@ -39,7 +39,8 @@ _QUANTILES: Final = (("p50_ns", 500), ("p90_ns", 900), ("p99_ns", 990), ("p999_n
 def latencies(events: Records, facts: RunFacts) -> dict[str, Samples]:
     """Samples of every stage in ns, in the order of posting, from the records alone."""
     chains = match_chains(events, whole=facts.dropped == 0)
-    return stage_samples(events, chains, match_messages(events), measured(events, facts))
+    messages = match_messages(events, chains)
+    return stage_samples(events, chains, messages, measured(events, facts))
 
 
 def measured(events: Records, facts: RunFacts) -> Flags:
@@ -55,48 +56,42 @@ def stage_samples(
     events: Records, chains: Chains, messages: Messages, inside: Flags
 ) -> dict[str, Samples]:
     """The stages of `STAGES`, each of the chains whose POST is `inside`."""
-    ts = events["ts"].astype(np.int64)
-    arg = events["arg"].astype(np.int64)  # a due time or the end of a send, where it is used
-
-    of = inside[chains.post]
-    post, decision, sync, deliver, eoi = (
-        column[of]
-        for column in (chains.post, chains.decision, chains.sync, chains.deliver, chains.eoi)
-    )
-    due = np.where(arg[post] > 0, post, -1)  # a guest program's own posts have no due time
-    decided = np.where(decision < 0, 0, events["kind"][decision])
-    woken = np.where(decided == Event.WAKE, decision, -1)
-    notified = np.where(decided == Event.NOTIFY, decision, -1)
-    mine = posted_to_itself(events, post, deliver, decided)
+    of = chains.pick(inside[chains.post])
+    # A guest program's own posts have no due time.
+    due = np.where(events["arg"][of.post] > 0, of.post, -1)
+    decided = np.where(of.decision < 0, 0, events["kind"][of.decision])
+    woken = np.where(decided == Event.WAKE, of.decision, -1)
+    notified = np.where(decided == Event.NOTIFY, of.decision, -1)
+    own = of.pick(posted_to_itself(events, of.post, of.deliver, decided))
 
     sent_for = np.where(messages.post < 0, messages.notify, messages.post)
-    of = inside[sent_for] & is_notification(events[messages.notify]) & ~messages.dropped
+    ours = inside[sent_for] & is_notification(events[messages.notify]) & ~messages.dropped
     notify, arrive, accept = (
-        column[of] for column in (messages.notify, messages.arrive, messages.accept)
+        column[ours] for column in (messages.notify, messages.arrive, messages.accept)
     )
 
+    ts, arg = events["ts"], events["arg"]  # arg: POST's due time, NOTIFY's end
     spans = {
-        "due_to_post": (arg, due, ts, post),
-        "post_to_notify": (ts, post, ts, notified),
-        "send": (ts, notify, arg, notify),
-        "notify_to_arrive": (ts, notify, ts, arrive),
-        "arrive_to_accept": (ts, arrive, ts, accept),
-        "post_to_sync": (ts, post, ts, sync),
-        "sync_to_deliver": (ts, sync, ts, deliver),
-        "deliver_to_eoi": (ts, deliver, ts, eoi),
-        "post_to_deliver": (ts, post, ts, deliver),
-        "due_to_deliver": (arg, due, ts, deliver),
-        "wake_to_deliver": (ts, woken, ts, deliver),
-        "self_post_to_sync": (ts, post[mine], ts, sync[mine]),
-        "self_sync_to_deliver": (ts, sync[mine], ts, deliver[mine]),
-        "self_post_to_deliver": (ts, post[mine], ts, deliver[mine]),
+        "due_to_post": _spans(arg, due, ts, of.post),
+        "post_to_notify": _spans(ts, of.post, ts, notified),
+        "send": _spans(ts, notify, arg, notify),
+        "notify_to_arrive": _spans(ts, notify, ts, arrive),
+        "arrive_to_accept": _spans(ts, arrive, ts, accept),
+        "post_to_sync": _spans(ts, of.post, ts, of.sync),
+        "sync_to_deliver": _spans(ts, of.sync, ts, of.deliver),
+        "deliver_to_eoi": _spans(ts, of.deliver, ts, of.eoi),
+        "post_to_deliver": _spans(ts, of.post, ts, of.deliver),
+        "due_to_deliver": _spans(arg, due, ts, of.deliver),
+        "wake_to_deliver": _spans(ts, woken, ts, of.deliver),
+        "self_post_to_sync": _spans(ts, own.post, ts, own.sync),
+        "self_sync_to_deliver": _spans(ts, own.sync, ts, own.deliver),
+        "self_post_to_deliver": _spans(ts, own.post, ts, own.deliver),
     }
-    return {stage: _spans(*spans[stage]) for stage in STAGES}
+    assert spans.keys() == STAGES.keys()
+    return spans
 
 
-def posted_to_itself(
-    events: Records, post: Indices, deliver: Indices, decided: Indices
-) -> Flags:
+def posted_to_itself(events: Records, post: Indices, deliver: Indices, decided: Indices) -> Flags:
     """Posts by the target's own pCPU in guest mode: the path that the same-vCPU test shortens.
 
     Under a rule without the test they are notified instead of elided; both count, so that the
@@ -124,11 +119,13 @@ def quantiles(samples: Samples) -> dict[str, Any]:
     return result
 
 
-def _spans(begins: Samples, begin: Indices, ends: Samples, end: Indices) -> Samples:
-    """end - begin where both are there.
+def _spans(begins: Times, begin: Indices, ends: Times, end: Indices) -> Samples:
+    """From begin to end in ns, where both are there.
 
     Not below 0: a poster that lost its CPU between the locked instruction and the look at the
     clock stamps its post after the harvest (`account.inverted` counts those).
     """
     both = (begin >= 0) & (end >= 0)
-    return np.maximum(ends[end[both]] - begins[begin[both]], 0)
+    from_ns, to_ns = begins[begin[both]].astype(np.int64), ends[end[both]].astype(np.int64)
+    spans: Samples = np.maximum(to_ns - from_ns, 0)
+    return spans

@@ -1,0 +1,187 @@
+"""An actor's program as a small automaton, unrolled on demand from the generator twin.
+
+An actor's next step depends only on what its steps have returned so far.  Its local state is read
+from the suspended generator's frames: position and live locals down the `yield from` chain.  Each
+new (local state, result) pair costs one replay of the generator from its start; it is remembered,
+and from then on the search moves integers about.
+
+What makes it sound are the coding rules (`lint`), and, as a second line, an assertion at each
+merge: two histories that lead to the same local state must be about to do the same step.
+"""
+
+import dis
+from collections.abc import Generator
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from types import CodeType
+from typing import Any, Final
+
+from emulator.checker.lint import KINDS
+from emulator.checker.twin import Step, TwinFunction, twin
+from emulator.hardware.cpu import Kind
+from emulator.kvm.params import Kvm
+
+DONE: Final = 0  # the node of a program that has returned
+MAX_NODES: Final = 1 << 12  # node numbers are packed into this many values
+
+_NO_FALL_THROUGH: Final = ("RETURN_VALUE", "RETURN_CONST", "RERAISE", "RAISE", "JUMP_F", "JUMP_B")
+
+_Local = tuple[object, ...]
+_Generator = Generator[Step, Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A local state: about to do `op(*args)`.  `functions` is the call chain, outermost first."""
+
+    op: str
+    args: tuple[Any, ...]
+    kind: Kind
+    functions: tuple[str, ...]
+    line: str  # "emulator/kvm/deliver.py:31"
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """How a node was first reached: the replay recipe."""
+
+    entry: tuple[Any, ...]  # (function, *arguments)
+    results: tuple[Any, ...]
+
+
+class _Constants:
+    """The twin's `cpu`: all that is left of it is the constant attribute `kvm`."""
+
+    def __init__(self, kvm: Kvm) -> None:
+        self.kvm = kvm
+
+
+class Automaton:
+    """The programs of all actors under one `Kvm`; node numbers are shared by all of them."""
+
+    def __init__(self, kvm: Kvm, functions: dict[str, TwinFunction] | None = None) -> None:
+        self.kvm = kvm
+        self.replays = 0
+        self.nodes: list[Node | None] = [None]  # by number; DONE has none
+        self._functions = twin() if functions is None else functions
+        self._cpu = _Constants(kvm)
+        self._numbers: dict[_Local, int] = {}
+        self._origins: list[_Origin] = [_Origin((), ())]
+        self._entries: dict[tuple[Any, ...], int] = {}
+        self._edges: dict[tuple[int, Any], int] = {}
+
+    def entry(self, function: str, *args: object) -> int:
+        """The node at which `function(cpu, *args)` starts."""
+        key = (function, *args)
+        node = self._entries.get(key)
+        if node is None:
+            node = self._entries[key] = self._replay(_Origin(key, ()))
+        return node
+
+    def next(self, node: int, result: object) -> int:
+        """The node after `node`, whose step returned `result`."""
+        key = (node, result)
+        after = self._edges.get(key)
+        if after is None:
+            origin = self._origins[node]
+            after = self._replay(_Origin(origin.entry, (*origin.results, result)))
+            self._edges[key] = after
+        return after
+
+    def _replay(self, origin: _Origin) -> int:
+        self.replays += 1
+        function, *args = origin.entry
+        generator = self._functions[function](self._cpu, *args)
+        try:
+            step = next(generator)
+            for result in origin.results:
+                step = generator.send(result)
+        except StopIteration:
+            return DONE
+        local, node = _suspended(generator, step)
+        number = self._numbers.get(local)
+        if number is None:
+            number = self._numbers[local] = len(self.nodes)
+            assert number < MAX_NODES, "an actor has more local states than a node number can say"
+            self.nodes.append(node)
+            self._origins.append(origin)
+        else:
+            known = self.nodes[number]
+            assert known == node, f"one local state, two next steps: {known} and {node}"
+        generator.close()
+        return number
+
+
+def _suspended(generator: _Generator, step: Step) -> tuple[_Local, Node]:
+    """(local state, node) of a generator that stands at a step."""
+    chain: list[object] = []
+    functions: list[str] = []
+    inner: Any = generator
+    while inner is not None:
+        frame = inner.gi_frame
+        code = frame.f_code
+        position, live = _points(code)[frame.f_lasti // 2]
+        values = frame.f_locals
+        kept = tuple(_immutable(values[name]) for name in live if name in values)
+        chain.append((code.co_filename, code.co_name, position, kept))
+        functions.append(code.co_name)
+        line = f"{code.co_filename}:{position[0]}"
+        inner = inner.gi_yieldfrom
+    op, *args = step
+    return tuple(chain), Node(op, tuple(args), KINDS[op], tuple(functions), line)
+
+
+def _immutable(value: object) -> object:
+    if isinstance(value, tuple):
+        return tuple(_immutable(v) for v in value)
+    assert value is None or isinstance(value, int | str | Enum), f"a mutable local: {value!r}"
+    return value
+
+
+_Point = tuple[tuple[int, int], tuple[str, ...]]
+
+
+@cache
+def _points(code: CodeType) -> tuple[_Point, ...]:
+    """For each code unit: its place in the source and the locals that are live after it.
+
+    The place and not the offset, since the compiler may lay out one expression twice (`while`).
+    Dead locals are left out: they only tell histories apart that have the same future.
+    """
+    instructions = list(dis.get_instructions(code))
+    at = {instruction.offset: i for i, instruction in enumerate(instructions)}
+    live_in: list[frozenset[str]] = [frozenset()] * len(instructions)
+    live_out: list[frozenset[str]] = [frozenset()] * len(instructions)
+    changed = True
+    while changed:
+        changed = False
+        for i in range(len(instructions) - 1, -1, -1):
+            instruction = instructions[i]
+            after = [at[instruction.argval]] if instruction.opcode in dis.hasjrel else []
+            if not instruction.opname.startswith(_NO_FALL_THROUGH):
+                after.append(i + 1)
+            out = frozenset().union(*(live_in[j] for j in after if j < len(instructions)))
+            used, stored = _use(instruction)
+            now = (out - stored) | used
+            if now != live_in[i] or out != live_out[i]:
+                live_in[i], live_out[i], changed = now, out, True
+    by_unit: dict[int, frozenset[str]] = {
+        i.offset // 2: live for i, live in zip(instructions, live_out, strict=True)
+    }
+    places = list(code.co_positions())
+    return tuple(
+        ((line or 0, column or 0), tuple(sorted(by_unit.get(unit, frozenset()) - {"cpu"})))
+        for unit, (line, _, column, _) in enumerate(places)
+    )
+
+
+def _use(instruction: dis.Instruction) -> tuple[frozenset[str], frozenset[str]]:
+    """(read, certainly written) local names; what is not understood counts as read."""
+    if "_FAST" not in instruction.opname:
+        return frozenset(), frozenset()
+    argval = instruction.argval
+    names = frozenset(argval if isinstance(argval, tuple) else (argval,))
+    if instruction.opname in ("STORE_FAST", "STORE_FAST_STORE_FAST"):
+        return frozenset(), names
+    return names, frozenset()

@@ -1,0 +1,139 @@
+"""The commands: parse, call, print, exit.
+
+One JSON object on stdout with --json, everything else on stderr.  Exit codes: 0 ok, 1 an `expect`
+failed or a claim is broken, 2 usage or config, 3 the run broke, 4 this host cannot do it, 5 an
+invariant was violated, 130 interrupted.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from emulator import __version__
+from emulator.config import ConfigError, json_schema, load_experiment, resolved_yaml
+from emulator.machine.errors import HostError
+
+EXIT_USAGE = 2
+EXIT_CANNOT = 4
+EXIT_INTERRUPTED = 130
+
+
+def fail(text: str, code: int) -> None:
+    click.echo(f"pirlab: {text}", err=True)
+    sys.exit(code)
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Every foreseeable mistake ends as a sentence and an exit code, never as a traceback."""
+    try:
+        yield
+    except ConfigError as error:
+        fail(str(error), EXIT_USAGE)
+    except HostError as error:
+        fail(str(error), EXIT_CANNOT)
+    except KeyboardInterrupt:
+        fail("interrupted", EXIT_INTERRUPTED)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pirlab")
+def main() -> None:
+    """pirlab: a posted-interrupt laboratory."""
+
+
+override = click.option(
+    "-s", "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE",
+    help="Override a key of the config; the value is YAML.",
+)  # fmt: skip
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@override
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
+              help="Where run directories are made.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+@click.option("--quiet", is_flag=True, help="No progress and no report.")
+def run(config: Path, overrides: tuple[str, ...], out: Path, as_json: bool, quiet: bool) -> None:
+    """Launch the cluster that CONFIG describes, load it, stop it, verify, report."""
+    from emulator.progress import Line
+    from emulator.report.text import show
+    from emulator.session import run_experiment
+
+    with sentences():
+        experiment = load_experiment(config, overrides)
+        with Line(experiment.name, quiet=quiet) as line:
+            outcome = run_experiment(experiment, out, line.announce, line.progress)
+    if as_json:
+        print_json(outcome.summary)
+    elif not quiet:
+        show(outcome.text, sys.stdout)
+    if not quiet:
+        click.echo(f"run directory: {outcome.summary['run_dir']}", err=True)
+    if outcome.reason:
+        click.echo(f"pirlab: the run broke: {outcome.reason}", err=True)
+    sys.exit(outcome.code)
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@override
+def validate(config: Path, overrides: tuple[str, ...]) -> None:
+    """Check CONFIG and say what it would run."""
+    with sentences():
+        experiment = load_experiment(config, overrides)
+    cells = len(experiment.cells)
+    first = experiment.cells[0]
+    click.echo(
+        f"{config}: ok: {experiment.name}, {cells} run{'s' if cells > 1 else ''}, "
+        f"{first.pcpus} pCPUs, {len(first.vcpus)} vCPUs, {len(first.loads)} loads"
+    )
+
+
+@main.command("config")
+@click.argument("config", type=click.Path(path_type=Path))
+@override
+def config_(config: Path, overrides: tuple[str, ...]) -> None:
+    """Print CONFIG with every default, unit and pattern resolved; it loads to the same."""
+    with sentences():
+        click.echo(resolved_yaml(load_experiment(config, overrides)), nl=False)
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of a config, for editors."""
+    print_json(json_schema())
+
+
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
+def report(run_directory: Path, form: str) -> None:
+    """Report on a saved run again, from its files alone."""
+    from emulator.report.text import show
+    from emulator.saved import RunError, reread
+
+    with sentences():
+        try:
+            summary, text = reread(run_directory)
+        except RunError as error:
+            fail(str(error), EXIT_USAGE)
+            return
+    if form == "json":
+        print_json(summary)
+    else:
+        show(text, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

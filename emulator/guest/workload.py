@@ -1,0 +1,135 @@
+"""What a guest has to do, and when: its schedule of timer deadlines and of IPIs.
+
+Pure: time comes in as an argument.  Open loop: due times follow from the rate and the seed alone,
+so a guest that falls behind does not slow its own load down, and a late post is late from when it
+was due.  One vCPU has one APIC timer; the schedule multiplexes it.
+"""
+
+import heapq
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from emulator.hardware.vectors import LOCAL_TIMER_VECTOR, MSR_X2APIC_ICR
+
+TOKEN_VECTOR: Final = 0xFB  # CALL_FUNCTION_SINGLE_VECTOR: what Linux sends for a function call
+
+Ipi = tuple[int, int, tuple[int, int]]
+"""(MSR, value, (load, due ns)): a WRMSR and what it is for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """One load of a guest.  `number` is what events carry: 1 + its index in the config."""
+
+    number: int
+    msr: int  # ICR, self-IPI, or 0 for the timer
+    vector: int
+    targets: tuple[int, ...]  # APIC ids, taken in turn
+    period_ns: float
+    poisson: bool
+    limit: int | None
+
+
+def due_times(stream: Stream, start_ns: int, seed: int) -> Iterator[int]:
+    """The due times of a stream, ns, for ever or up to its limit.
+
+    The first is one period (or one exponential gap) after the start, so that loads of the same
+    rate do not all fall due together with it.
+    """
+    rng = random.Random(seed * 1_000_003 + stream.number)
+    at = float(start_ns)
+    if not stream.poisson:
+        at += rng.random() * stream.period_ns  # a phase of its own
+    count = 0
+    while stream.limit is None or count < stream.limit:
+        at += rng.expovariate(1 / stream.period_ns) if stream.poisson else stream.period_ns
+        yield int(at)
+        count += 1
+
+
+class Workload:
+    """One vCPU's schedule."""
+
+    __slots__ = (
+        "_draining", "_heap", "_sources", "_targets", "_timer", "_timer_due", "_timer_load",
+        "neighbour", "number", "timer_vector",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        number: int,
+        neighbour: int,
+        streams: tuple[Stream, ...],
+        start_ns: int,
+        seed: int,
+        draining: Callable[[], bool],
+    ) -> None:
+        """`number`: the vCPU within its VM; `neighbour`: the APIC id of the next one in the ring.
+
+        `draining` says that the load is over: nothing more falls due.
+        """
+        self.number = number
+        self.neighbour = neighbour
+        self._draining = draining
+        self.timer_vector = LOCAL_TIMER_VECTOR
+        self._timer: Iterator[int] = iter(())
+        self._timer_load = 0
+        self._heap: list[tuple[int, int]] = []  # (due, position in _sources)
+        self._sources: list[tuple[Stream, Iterator[int]]] = []
+        self._targets: list[int] = []
+        for stream in streams:
+            times = due_times(stream, start_ns, seed)
+            if stream.msr == 0:
+                self._timer = times
+                self._timer_load = stream.number
+                self.timer_vector = stream.vector
+                continue
+            self._sources.append((stream, times))
+            self._targets.append(0)
+            self._push(len(self._sources) - 1)
+        self._timer_due = next(self._timer, 0)
+
+    def _push(self, i: int) -> None:
+        due = next(self._sources[i][1], None)
+        if due is not None:
+            heapq.heappush(self._heap, (due, i))
+
+    def due_ipi(self, now_ns: int) -> Ipi | None:
+        """The IPI that is due, if one is; the schedule moves on."""
+        if not self._heap or self._heap[0][0] > now_ns or self._draining():
+            return None
+        due, i = heapq.heappop(self._heap)
+        self._push(i)
+        stream = self._sources[i][0]
+        turn = self._targets[i]
+        self._targets[i] = (turn + 1) % len(stream.targets)
+        target = stream.targets[turn]
+        value = target << 32 | stream.vector if stream.msr == MSR_X2APIC_ICR else stream.vector
+        return stream.msr, value, (stream.number, due)
+
+    def token(self, now_ns: int) -> Ipi | None:
+        """The token's IPI to the neighbour; it rests when the load is over."""
+        if self._draining():
+            return None
+        return MSR_X2APIC_ICR, self.neighbour << 32 | TOKEN_VECTOR, (0, now_ns)
+
+    def next_deadline(self, *, halts: bool) -> tuple[int, int]:
+        """(deadline ns, load): what to arm the APIC timer for, (0, 0) to leave it disarmed.
+
+        A guest that halts also needs waking for its next IPI: that deadline's interrupt belongs to
+        no load.  Called when the last deadline has fired.
+        """
+        if self._draining():
+            return 0, 0
+        ipi_due = self._heap[0][0] if halts and self._heap else 0
+        if self._timer_due and (not ipi_due or self._timer_due <= ipi_due):
+            return self._timer_due, self._timer_load
+        return ipi_due, 0
+
+    def timer_fired(self, load: int) -> None:
+        """The deadline armed for `load` has been posted: the next one comes up."""
+        if load and load == self._timer_load:
+            self._timer_due = next(self._timer, 0)

@@ -1,0 +1,486 @@
+"""The launcher's side of one run: start the processes, watch them, stop them, collect.
+
+    create      runtime directory (0700, shared-memory file system), mapped file, sockets
+    start       nursery -> every pCPU and device; each says ready
+    connect     every connection that the run will use
+    floor       the bare transport between two of the pCPUs
+    load        warm-up and measured part; rings are drained, the watchdog looks
+    drain       the load is over; wait until nothing is under way
+    stop        every pCPU stops; the state at the end is read
+
+Every wait has a deadline.  Whatever happens, `close()` leaves no process, socket or shared-memory
+file; what was measured until then is on disk.
+"""
+
+import contextlib
+import os
+import resource
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic_ns
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgpack
+
+from emulator.config.model import Cell, Via, to_plain
+from emulator.hardware.apicv import VIRR
+from emulator.hardware.vectors import POSTED_INTR_VECTOR, ExitReason
+from emulator.machine.errors import HostError, RunBroken
+from emulator.machine.fabric import (
+    CMD_CONNECT,
+    CMD_FLOOR,
+    CMD_QUIT,
+    CMD_RUN,
+    CMD_STOP,
+    VERSION,
+    Fabric,
+)
+from emulator.machine.memory import (
+    H_T0,
+    P_ARRIVED,
+    P_RUNG,
+    P_STATS,
+    PHASE_DRAIN,
+    PHASE_LOAD,
+    VCPUS_LIMIT,
+    Memory,
+    Shape,
+)
+from emulator.machine.recorder import Drain
+from emulator.machine.stats import Stat
+from emulator.machine.watchdog import Loss, Watchdog
+from emulator.machine.words import AllWords
+
+START_DEADLINE_S: Final = 30.0
+STOP_DEADLINE_S: Final = 10.0
+FLOOR_DEADLINE_S: Final = 10.0
+FLOOR_ROUNDS: Final = 1000  # 2000 one-way samples: enough for a p99
+TICK_S: Final = 0.02
+LOAD_LEAD_NS: Final = 20_000_000  # from the start signal to the first due time
+SOCKET_PATH_MAX: Final = 107  # sizeof(sockaddr_un.sun_path) - 1
+LOG_TAIL_LINES: Final = 8
+SN_BIT: Final = 2
+RUNTIME_PREFIX: Final = "pirlab-"
+RINGING_GUESTS: Final = frozenset({"ring", "ping-pong"})
+
+
+@dataclass(slots=True, kw_only=True)
+class RunResult:
+    """What a run leaves in memory; the events are on disk.  Times in ns, CLOCK_MONOTONIC."""
+
+    status: str = "died"  # "complete" | "interrupted" | "died"
+    reason: str = ""  # one sentence, for a run that died
+    measure_from_ns: int = 0
+    measure_to_ns: int = 0
+    started_s: float = 0.0
+    floor_ns: list[int] = field(default_factory=list)
+    counters: dict[str, Any] = field(default_factory=dict)
+    dropped: int = 0
+    losses: list[Loss] = field(default_factory=list)
+    start_s: float = 0.0  # how long start-up and stop took
+    stop_s: float = 0.0
+
+
+def runtime_root() -> Path:
+    """Where mapped files and sockets live: the shared-memory file system."""
+    shm = Path("/dev/shm")  # noqa: S108  a directory of our own, mode 0700, is made there
+    return shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def traffic(cell: Cell) -> dict[int, set[int]]:
+    """Which pCPU will send vectors to which, as far as the config tells."""
+    pairs: dict[int, set[int]] = {pcpu: set() for pcpu in range(cell.pcpus)}
+    where = {v.index: v.pcpu for v in cell.vcpus}
+    for load in cell.loads:
+        source = load.on_pcpu if load.vcpu is None else where[load.vcpu]
+        if source is None or load.via is Via.SELF_IPI:
+            continue
+        pairs[source] |= {where[target] for target in load.targets}
+    for vcpu in cell.vcpus:
+        if vcpu.guest in RINGING_GUESTS:
+            peers = [v for v in cell.vcpus if v.vm == vcpu.vm]
+            pairs[vcpu.pcpu].add(peers[(vcpu.number + 1) % len(peers)].pcpu)
+    return pairs
+
+
+class Cluster:
+    """The processes of one run.  Use as a context manager."""
+
+    def __init__(
+        self, cell: Cell, run_dir: Path, progress: Callable[[str, float, int], None]
+    ) -> None:
+        """`progress(phase, fraction, events)` is called a few times a second."""
+        self._cell = cell
+        self._run_dir = run_dir
+        self._progress = progress
+        self.result = RunResult()
+        self._pids: dict[str, int] = {}
+        self._exited: dict[str, int] = {}
+        self._quitting = False
+        self.started = False
+        self._nursery: subprocess.Popen[bytes] | None = None
+        self._link: socket.socket | None = None
+        self._fabric: Fabric | None = None
+        self._drain: Drain | None = None
+        self._reports: list[list[Any]] = []
+
+    # -- start -------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        began = time.monotonic()
+        cell = self._cell
+        check_host(cell)
+        self.runtime = runtime_root() / f"{RUNTIME_PREFIX}{os.getuid()}-{secrets.token_hex(4)}"
+        self.runtime.mkdir(mode=0o700)
+        try:
+            self._start(cell)
+        except BaseException:
+            self.close()
+            raise
+        self.result.start_s = time.monotonic() - began
+        return self
+
+    def _start(self, cell: Cell) -> None:
+        (self.runtime / "owner").write_text(f"{os.getpid()}\n{self._run_dir}\n", encoding="utf-8")
+        (self.runtime / "cell").write_bytes(msgpack.packb(to_plain(cell)))
+        processes = cell.pcpus + len(cell.devices)
+        shape = Shape(
+            pcpus=cell.pcpus,
+            vcpus=len(cell.vcpus),
+            devices=len(cell.devices),
+            ring_records=1 << (16 if processes <= 16 else 14),
+        )
+        self._memory = Memory.create(self.runtime / "memory", shape)
+        self._words = AllWords(self._memory)
+        for vcpu in cell.vcpus:
+            words = self._words[vcpu.index]
+            # vCPU reset (vmx_vcpu_reset): NV = POSTED_INTR_VECTOR, SN = 1 until the first load.
+            words.desc.set_control(POSTED_INTR_VECTOR << 16 | vcpu.pcpu << 32 | SN_BIT)
+            words.cpu.store(vcpu.pcpu)
+            words.pre_pcpu.store(0xFFFF_FFFF)
+        self._drain = Drain(self._memory, (self._run_dir / "events.bin").open("wb"))
+        self._watchdog = Watchdog(self._memory, cell)
+        self._fabric = Fabric(self._memory, str(self.runtime), cell.fabric.value, "launcher")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._link = ours
+        os.set_inheritable(theirs.fileno(), True)
+        command = [sys.executable, "-m", "emulator.machine.nursery"]
+        with (self._run_dir / "log" / "nursery.log").open("wb") as log:
+            self._nursery = subprocess.Popen(
+                [*command, str(self.runtime), str(self._run_dir), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        theirs.close()
+        self.started = True
+        self._await("ready", processes, START_DEADLINE_S)
+
+    # -- the run -----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Connect, floor, load, drain, stop.  KeyboardInterrupt leaves a run to be stopped."""
+        cell = self._cell
+        self._connect()
+        self._measure_floor()
+        start = monotonic_ns() + LOAD_LEAD_NS
+        self._memory.view.store_u64(H_T0, start)
+        self._memory.set_phase(PHASE_LOAD)
+        self._tell_all(CMD_RUN)
+        result = self.result
+        result.measure_from_ns = start + cell.run.warmup_ns
+        end = result.measure_from_ns + cell.run.duration_ns
+        result.started_s = time.time() + (result.measure_from_ns - monotonic_ns()) * 1e-9
+        total = end - start
+        while (now := monotonic_ns()) < end and not result.losses:
+            fraction = max(0.0, (now - start) / total)
+            self._progress(
+                "warm-up" if now < result.measure_from_ns else "load", fraction, self.events
+            )
+            self._tick()
+            result.losses += self._watchdog.look()
+        self.finish("complete")
+
+    def finish(self, status: str) -> None:
+        """End the load, let it settle, stop every pCPU, read the state at the end."""
+        result = self.result
+        now = monotonic_ns()
+        if not result.measure_to_ns:
+            result.measure_to_ns = max(now, result.measure_from_ns)
+        self._memory.set_phase(PHASE_DRAIN)
+        deadline = now + self._cell.run.drain_ns
+        while monotonic_ns() < deadline and not result.losses and not self._quiet():
+            self._progress("drain", 1.0, self.events)
+            self._tick()
+            result.losses += self._watchdog.look()
+        if not result.losses and not self._quiet():
+            result.losses += self._watchdog.overdue()
+        began = time.monotonic()
+        blocked = [self._watchdog.asleep(v.index) for v in self._cell.vcpus]
+        self._tell_all(CMD_STOP, pcpus_only=True)
+        stopped = self._await("stopped", self._shape.processes, STOP_DEADLINE_S)
+        self._tell_all(CMD_QUIT)
+        self._quitting = True
+        self._await_exits()
+        result.stop_s = time.monotonic() - began
+        irr = {report[0]: report[1] for report in stopped}
+        self._collect(blocked, irr)
+        result.status = status
+
+    @property
+    def events(self) -> int:
+        return self._drain.events if self._drain else 0
+
+    @property
+    def _shape(self) -> Shape:
+        return self._memory.shape
+
+    def _connect(self) -> None:
+        pairs = traffic(self._cell)
+        assert self._fabric is not None
+        for pcpu, peers in pairs.items():
+            self._command(f"pcpu{pcpu}", CMD_CONNECT, sorted(peers))
+        for device in range(self._shape.devices):
+            self._command(f"device{device}", CMD_CONNECT, [])
+        self._await("connected", self._shape.processes, START_DEADLINE_S)
+
+    def _measure_floor(self) -> None:
+        """Between the first two pCPUs that will talk; within one, if no two do."""
+        pairs = traffic(self._cell)
+        talking = [(a, b) for a, peers in pairs.items() for b in sorted(peers) if a != b]
+        a, b = talking[0] if talking else (0, min(1, self._cell.pcpus - 1))
+        self._command(f"pcpu{a}", CMD_FLOOR, [b, FLOOR_ROUNDS, True])
+        if a != b:
+            self._command(f"pcpu{b}", CMD_FLOOR, [a, FLOOR_ROUNDS, False])
+        self._progress("floor", 0.0, 0)
+        for report in self._await("floor", 1 + (a != b), FLOOR_DEADLINE_S):
+            self.result.floor_ns += report[1]
+
+    def _quiet(self) -> bool:
+        """Nothing is under way: no message, no PIR or VIRR bit, no record left behind."""
+        load = self._memory.view.load_u64
+        for pcpu in range(self._cell.pcpus):
+            rung = load(self._memory.pcpu(pcpu, P_RUNG))
+            if rung != load(self._memory.pcpu(pcpu, P_ARRIVED)):
+                return False
+        return not any(self._watchdog.pending(v.index) for v in self._cell.vcpus)
+
+    # -- talking to processes ----------------------------------------------------------------------
+
+    def _command(self, name: str, command: int, argument: Any = None) -> None:
+        assert self._fabric is not None
+        message = (VERSION, command, 0, argument, 0, 0, 0, 0)
+        if name.startswith("pcpu"):
+            self._fabric.send(int(name[4:]), message)
+        else:
+            self._fabric.tell(name, message)
+
+    def _tell_all(self, command: int, *, pcpus_only: bool = False) -> None:
+        for name in self._names():
+            if name.startswith("pcpu") or not pcpus_only:
+                self._command(name, command)
+
+    def _names(self) -> Iterator[str]:
+        yield from (f"pcpu{i}" for i in range(self._shape.pcpus))
+        yield from (f"device{i}" for i in range(self._shape.devices))
+
+    def _await(self, what: str, count: int, within_s: float) -> list[list[Any]]:
+        """Collect `count` reports of one kind.  RunBroken names who is missing."""
+        deadline = time.monotonic() + within_s
+        found: list[list[Any]] = []
+        while len(found) < count:
+            self._tick()
+            found += [r[1:] for r in self._reports if r[0] == what]
+            self._reports = [r for r in self._reports if r[0] != what]
+            if time.monotonic() > deadline:
+                raise RunBroken(
+                    f"{count - len(found)} of {count} processes did not report "
+                    f"{what!r} within {within_s:g} s"
+                )
+        return found
+
+    def _await_exits(self) -> None:
+        deadline = time.monotonic() + STOP_DEADLINE_S
+        while len(self._exited) < self._shape.processes:
+            self._tick()
+            if time.monotonic() > deadline:
+                raise RunBroken(f"processes did not end within {STOP_DEADLINE_S:g} s")
+
+    def _tick(self) -> None:
+        """A moment of the launcher: reports, exits, rings."""
+        assert self._fabric is not None
+        assert self._drain is not None
+        self._fabric.pull.poll(int(TICK_S * 1000))
+        while (message := self._fabric.receive()) is not None:
+            self._reports.append(message[1:])
+        self._watch_nursery()
+        self._drain.drain()
+
+    def _watch_nursery(self) -> None:
+        assert self._link is not None
+        assert self._nursery is not None
+        while True:
+            try:
+                data = self._link.recv(1 << 20, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                if self._quitting and len(self._exited) >= self._shape.processes:
+                    return
+                raise RunBroken(
+                    f"the nursery died (exit status {self._nursery.wait(5)})"
+                    f"{log_tail(self._run_dir, 'nursery')}"
+                )
+            message = msgpack.unpackb(data)
+            if message[0] == "started":
+                self._pids = dict(message[1])
+            else:
+                _, name, pid, status = message
+                self._exited[name] = status
+                if not self._quitting or status:
+                    raise RunBroken(
+                        f"{name} (pid {pid}) {describe_exit(status)}{log_tail(self._run_dir, name)}"
+                    )
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def _collect(self, blocked: list[bool], irr: dict[int, list[int]]) -> None:
+        """The state at the end, when nobody writes any more."""
+        assert self._drain is not None
+        self._drain.drain()
+        memory, load = self._memory, self._memory.view.load_u64
+        pcpus, rung, arrived = [], 0, 0
+        for pcpu in range(self._shape.pcpus):
+            base = memory.pcpu(pcpu, P_STATS)
+            exits = {str(int(reason)): n for reason in ExitReason if (n := load(base + 8 * reason))}
+            stats = {s.name.lower(): load(base + 8 * s) for s in Stat}
+            pcpus.append({"exits": exits, **stats, "irr_pending": irr.get(pcpu, [])})
+            rung += load(memory.pcpu(pcpu, P_RUNG))
+            arrived += load(memory.pcpu(pcpu, P_ARRIVED))
+        vcpus = []
+        for vcpu in range(self._shape.vcpus):
+            words = self._words[vcpu]
+            control = words.desc.control()
+            vcpus.append(
+                {
+                    "pir_pending": bits(words.desc.pir()),
+                    "virr_pending": bits(words.page.bits(VIRR)),
+                    "on": control & 1,
+                    "sn": control >> 1 & 1,
+                    "blocked": blocked[vcpu] if blocked else False,
+                }
+            )
+        self.result.counters = {
+            "pcpus": pcpus, "vcpus": vcpus, "sent": rung, "arrived": arrived,
+            "in_flight": 0,
+        }  # fmt: skip
+        self.result.dropped = self._drain.dropped()
+
+    def salvage(self, reason: str) -> None:
+        """A process died: keep what its ring and everybody else's holds."""
+        self.result.status = "died"
+        self.result.reason = reason
+        self.result.measure_to_ns = self.result.measure_to_ns or monotonic_ns()
+        self._kill()
+        with contextlib.suppress(OSError):  # the disk may be what broke the run
+            self._collect([], {})
+        del self.result.counters["vcpus"]  # a state in mid-step: no account can be drawn from it
+
+    def _kill(self) -> None:
+        """End every process now: the nursery does it when its link closes."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        if self._nursery is None:
+            return
+        try:
+            self._nursery.wait(STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self._nursery.kill()
+            self._nursery.wait()
+        for pid in self._pids.values():  # its children die with it; this is for a nursery killed
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        self._nursery = None
+
+    def close(self) -> None:
+        """Leave nothing behind but the run directory."""
+        if not self._quitting:
+            self._kill()
+        elif self._nursery is not None:
+            self._nursery.wait(STOP_DEADLINE_S)
+        if self._link is not None:
+            self._link.close()
+        if self._fabric is not None:
+            self._fabric.close()
+        if self._drain is not None:
+            with contextlib.suppress(OSError):
+                self._drain.close()
+        shutil.rmtree(self.runtime, ignore_errors=True)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def bits(value: int) -> list[int]:
+    """The vectors in a 256-bit set."""
+    return [v for v in range(256) if value >> v & 1]
+
+
+def describe_exit(status: int) -> str:
+    """An exit status in words; negative is a signal."""
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name} (exit status {status})"
+    return f"ended with exit status {status}"
+
+
+def log_tail(run_dir: Path, name: str) -> str:
+    """The last lines of a process's log, indented, behind a line that names it."""
+    path = run_dir / "log" / f"{name}.log"
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
+    except OSError:
+        return ""
+    return f"; last lines of {path}:\n" + "\n".join(f"    {line}" for line in lines)
+
+
+def check_host(cell: Cell) -> None:
+    """Is this host able to run the cell?  HostError if not; raises the soft limit on files."""
+    if len(cell.vcpus) > VCPUS_LIMIT:
+        raise HostError(f"{len(cell.vcpus)} vCPUs: a run has {VCPUS_LIMIT} at most")
+    incoming: dict[int, int] = {}
+    pairs = traffic(cell)
+    for peers in pairs.values():
+        for peer in peers:
+            incoming[peer] = incoming.get(peer, 0) + 1
+    # A connection costs its sender two descriptors (socket, mailbox) and its receiver one.
+    per_pcpu = max(3 * len(pairs[p]) + 2 * incoming.get(p, 0) for p in pairs) + 48
+    launcher = 4 * (cell.pcpus + len(cell.devices)) + 64
+    needed = max(per_pcpu, launcher)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise HostError(
+            f"the run needs {needed} file descriptors in one process and the limit is {hard}; "
+            "raise it (ulimit -Hn) or use fewer pCPUs"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -1,0 +1,485 @@
+"""`LiveCpu`: the real world's `Cpu`.  Atomic instructions, messages, the clock.
+
+Nothing here decides what the protocol should do: each method is the one step its name says, done
+on the mapped file or on this pCPU's own state, and then a look at the interrupt window, so that a
+host interrupt arrives between any two steps while interrupts are on, and only then.
+"""
+
+import os
+from time import monotonic_ns
+from typing import Final
+
+from emulator.events import NO_VCPU, Event
+from emulator.hardware.apicv import VIRR
+from emulator.hardware.cpu import Control
+from emulator.hardware.vectors import RESCHEDULE_VECTOR, Mode
+from emulator.kvm.block import next_halt_poll_ns
+from emulator.kvm.irq import do_irq
+from emulator.kvm.params import Kvm, MpState, Request, TaskState
+from emulator.machine.memory import P_LIST, P_LIST_LOCK, smp_mb
+from emulator.machine.processor import Processor
+from emulator.machine.stats import Stat
+
+ON: Final = 1
+SN: Final = 2
+NV_SHIFT: Final = 16
+NDST_SHIFT: Final = 32
+NOT_ON: Final = ~ON & 0xFFFF_FFFF_FFFF_FFFF
+NOT_SN: Final = ~SN & 0xFFFF_FFFF_FFFF_FFFF
+NO_PCPU: Final = 0xFFFF_FFFF  # vcpu->pre_pcpu = -1
+
+RUNNING: Final = int(TaskState.RUNNING)
+INTERRUPTIBLE: Final = int(TaskState.INTERRUPTIBLE)
+SLEEPING: Final = int(TaskState.SLEEPING)
+
+
+class LiveCpu(Processor):
+    """One pCPU, as protocol text sees it (`kvm/cpu.py`)."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.kvm: Kvm = self.cell.kvm
+        self._halt_start = 0
+        self._poll_window: dict[int, int] = {}
+        self._timer_cause: dict[int, tuple[int, int]] = {}
+
+    def _step(self) -> None:
+        """The end of a step with interrupts possibly on."""
+        if self.irqs_on and (self._rung() != self.arrived or self.sw_timers or self.lapic.irr):
+            self.window()
+
+    # -- the PI descriptor -------------------------------------------------------------------------
+
+    def pi_test_and_set_pir(self, vcpu: int, vector: int) -> bool:
+        mask = 1 << (vector & 63)
+        was = self.words[vcpu].desc.set_pir[vector >> 6](mask) & mask
+        load, due = self.cause
+        kind = Event.POST_PIR_SET if was else Event.POST
+        self.record(monotonic_ns(), kind, vcpu, vector, due, 0, load)
+        self._step()
+        return was != 0
+
+    def pi_test_and_set_on(self, vcpu: int) -> bool:
+        was = self.words[vcpu].desc.set_control(ON) & ON
+        self._step()
+        return was != 0
+
+    def pi_test_and_set_on_unless_sn(self, vcpu: int, urgent: bool) -> Control:
+        desc = self.words[vcpu].desc
+        old = desc.set_on_unless_sn(urgent)
+        self._step()
+        return control_of(old)
+
+    def pi_clear_on(self, vcpu: int) -> None:
+        self.words[vcpu].desc.clear_control(NOT_ON)
+        self._step()
+
+    def pi_set_on(self, vcpu: int) -> None:
+        self.words[vcpu].desc.set_control(ON)
+        self._step()
+
+    def pi_set_sn(self, vcpu: int) -> None:
+        self.words[vcpu].desc.set_control(SN)
+        self._step()
+
+    def pi_clear_sn(self, vcpu: int) -> None:
+        self.words[vcpu].desc.clear_control(NOT_SN)
+        self._step()
+
+    def pi_test_on(self, vcpu: int) -> bool:
+        on = self.words[vcpu].desc.control() & ON
+        self.stats[Stat.SYNCS_ON if on else Stat.SYNCS_OFF] += 1
+        self._step()
+        return on != 0
+
+    def pi_is_pir_empty(self, vcpu: int) -> bool:
+        empty = self.words[vcpu].desc.pir() == 0
+        self._step()
+        return empty
+
+    def pi_read_control(self, vcpu: int) -> Control:
+        value = self.words[vcpu].desc.control()
+        self._step()
+        return control_of(value)
+
+    def pi_update_control(self, vcpu: int, nv: int, ndst: int, sn: bool) -> bool:
+        keep = ON | (0xFFFF_FFFF << NDST_SHIFT if ndst < 0 else 0)
+        value = nv << NV_SHIFT | (SN if sn else 0)
+        if ndst >= 0:
+            value |= ndst << NDST_SHIFT
+        wrote = self.words[vcpu].desc.update_control(keep, value)
+        self._step()
+        return wrote & ON != 0
+
+    def pi_harvest(self, vcpu: int) -> int:
+        words = self.words[vcpu]
+        found = words.desc.harvest()
+        if not found:
+            self._step()
+            return -1
+        words.harvested(1)
+        page = words.page
+        now = monotonic_ns()
+        flags = 0 if self.lp.in_root else 1
+        rest = found
+        while rest:
+            vector = rest.bit_length() - 1
+            rest ^= 1 << vector
+            merged = 2 if page.test_bit(VIRR, vector) else 0
+            page.set_bit(VIRR, vector)
+            self.record(now, Event.SYNC, vcpu, vector, flags | merged, 0, 0)
+        self._step()
+        return found.bit_length() - 1
+
+    # -- the local APIC and the virtual APIC -------------------------------------------------------
+
+    def current_vmcs(self) -> int:
+        return self.current
+
+    def lapic_eoi(self) -> None:
+        self.lapic.eoi()
+
+    def raise_rvi(self, vector: int) -> None:
+        self.lp.vapic.raise_rvi(vector)
+
+    def evaluate_pending_virtual_interrupts(self) -> None:
+        self.lp.vapic.evaluate()
+
+    def find_highest_virr(self, vcpu: int) -> int:
+        return self.words[vcpu].page.top(VIRR) or -1
+
+    def set_rvi(self, vector: int) -> None:
+        self.vmcs[self.current].rvi = max(vector, 0)
+
+    def interrupt_allowed(self, vcpu: int) -> bool:
+        guest = self.vmcs[vcpu].guest
+        return guest.interrupt_flag and not guest.interruptibility
+
+    def exit_msr(self) -> tuple[int, int]:
+        assert self.guest is not None
+        self.cause = self.guest.cause
+        return self.lp.exit_msr, self.lp.exit_value
+
+    def skip_emulated_instruction(self) -> None:
+        assert self.guest is not None
+        self.guest.skip_instruction()
+
+    def send_ipi(self, pcpu: int, vector: int, vcpu: int) -> None:
+        self.post_ipi(pcpu, vector, vcpu)
+        self._step()
+
+    # -- non-root operation ------------------------------------------------------------------------
+
+    def vm_entry(self, vcpu: int) -> None:
+        self.enter(vcpu)
+
+    def non_root_event(self, vcpu: int) -> int:
+        return self.run_instructions()
+
+    # -- struct kvm_vcpu ---------------------------------------------------------------------------
+
+    def store_mode(self, vcpu: int, mode: Mode) -> None:
+        self.words[vcpu].mode_store(mode)
+        self._step()
+
+    def load_mode(self, vcpu: int) -> int:
+        mode = self.words[vcpu].mode_load()
+        self._step()
+        return mode
+
+    def cmpxchg_mode(self, vcpu: int, old: Mode, new: Mode) -> int:
+        found = self.words[vcpu].mode.cas(old, new)
+        self._step()
+        return found
+
+    def store_vcpu_cpu(self, vcpu: int, pcpu: int) -> None:
+        self.words[vcpu].cpu.store(pcpu)
+        self._step()
+
+    def load_vcpu_cpu(self, vcpu: int) -> int:
+        pcpu = self.words[vcpu].cpu.load()
+        self._step()
+        return pcpu
+
+    def make_request(self, vcpu: int, request: Request) -> None:
+        self.words[vcpu].requests.fetch_or(request)
+        self._step()
+
+    def request_pending(self, vcpu: int) -> bool:
+        pending = self.words[vcpu].requests.load()
+        self._step()
+        return pending != 0
+
+    def check_request(self, vcpu: int, request: Request) -> bool:
+        was = self.words[vcpu].requests.fetch_and(~request & 0xFFFF_FFFF) & request
+        self._step()
+        return was != 0
+
+    def load_has_pi_sender(self, vcpu: int) -> bool:
+        has = self.words[vcpu].has_pi_sender.load()
+        self._step()
+        return has != 0
+
+    def mp_state(self, vcpu: int) -> int:
+        return self.words[vcpu].mp_state.load()
+
+    def set_mp_state(self, vcpu: int, state: MpState) -> None:
+        self.words[vcpu].mp_state.store(state)
+
+    def running_vcpu(self) -> int:
+        return self.running
+
+    def set_running_vcpu(self, vcpu: int) -> None:
+        """Loading a vCPU makes its VMCS current; nothing makes it less so (vmptrld)."""
+        self.running = vcpu
+        if vcpu >= 0:
+            self.current = vcpu
+            self.guest = self.guests[vcpu]
+
+    # -- interrupts and preemption of this pCPU ----------------------------------------------------
+
+    def smp_processor_id(self) -> int:
+        return self.pcpu
+
+    def local_irq_disable(self) -> None:
+        self.irqs_on = False
+
+    def local_irq_enable(self) -> None:
+        self.irqs_on = True
+        self._straight_back = False
+        self._step()
+
+    def preempt_disable(self) -> None:
+        pass
+
+    def preempt_enable(self) -> None:
+        pass
+
+    def smp_mb(self) -> None:
+        smp_mb()
+        self._step()
+
+    def host_work_pending(self) -> bool:
+        return self.stopping
+
+    def signal_pending(self) -> bool:
+        return self.stopping
+
+    def exit_interrupt_vector(self) -> int:
+        vector = self.lp.exit_interruption_info & 0xFF
+        self.accepted(vector)
+        return vector
+
+    def irqfd(self, vector: int) -> tuple[int, int]:
+        load, _ = self.cause
+        if not load:
+            return -1, 0
+        return self._irq_target, self.cell.loads[load - 1].vector
+
+    def handle_irq(self, vector: int) -> None:
+        """A host interrupt between two steps.  Its posts have a cause of their own."""
+        outer = self.cause
+        begin = monotonic_ns()
+        self._store_busy(1)
+        self.accepted(vector)
+        do_irq(self, vector)
+        self._store_busy(0)
+        self.record(begin, Event.HOST_IRQ, NO_VCPU, vector, monotonic_ns(), 0, 0)
+        self.cause = outer
+
+    def accepted(self, vector: int) -> None:
+        meta = self.pending.get(vector)
+        self._irq_target = meta[0] if meta else -1
+        super().accepted(vector)
+
+    # -- tasks -------------------------------------------------------------------------------------
+
+    def prepare_to_rcuwait(self, vcpu: int) -> None:
+        self.words[vcpu].waiter.store(1)
+        self._step()
+
+    def finish_rcuwait(self, vcpu: int) -> None:
+        words = self.words[vcpu]
+        words.task_state.store(RUNNING)
+        words.waiter.store(0)
+        self._step()
+
+    def vcpu_is_blocking(self, vcpu: int) -> bool:
+        return self.words[vcpu].waiter.load() != 0
+
+    def set_current_state(self, vcpu: int, state: TaskState) -> None:
+        self.words[vcpu].task_state.exchange(state)
+        self._step()
+
+    def rcuwait_wake_up(self, vcpu: int) -> bool:
+        """try_to_wake_up(): a thread still on its pCPU only changes state; a sleeping one is
+        queued where it last ran, and that pCPU is told.
+        """
+        smp_mb()
+        words = self.words[vcpu]
+        if not words.waiter.load():
+            self._step()
+            return False
+        state = words.task_state
+        if state.cas(INTERRUPTIBLE, RUNNING) == INTERRUPTIBLE:
+            self._step()
+            return True
+        woken = state.cas(SLEEPING, RUNNING) == SLEEPING
+        if woken:
+            pcpu = words.cpu.load()
+            self.stats[Stat.HALT_WAKEUP] += 1
+            if pcpu != self.pcpu:
+                self.tell_runnable(pcpu, vcpu)
+        self._step()
+        return woken
+
+    def deactivate_task(self, vcpu: int) -> bool:
+        gone = self.words[vcpu].task_state.cas(INTERRUPTIBLE, SLEEPING) == INTERRUPTIBLE
+        self._step()
+        return gone
+
+    def context_switch(self, vcpu: int) -> None:
+        state = self.words[vcpu].task_state
+        self.irqs_on = True
+        while state.load() != RUNNING:
+            self.idle()
+            if self.stopping:
+                state.store(RUNNING)
+        self.irqs_on = False
+        self.words[vcpu].sched_ins.fetch_add(1)
+
+    def set_preempted(self, vcpu: int, preempted: bool) -> None:
+        self.words[vcpu].preempted.store(preempted)
+
+    # -- the wake-up lists -------------------------------------------------------------------------
+
+    def wakeup_list_lock(self, pcpu: int) -> None:
+        lock = self.memory.u32(self.memory.pcpu(pcpu, P_LIST_LOCK))
+        while lock.cas(0, 1):
+            os.sched_yield()
+
+    def wakeup_list_unlock(self, pcpu: int) -> None:
+        self.memory.u32(self.memory.pcpu(pcpu, P_LIST_LOCK)).store(0)
+        self._step()
+
+    def wakeup_list_add(self, pcpu: int, vcpu: int) -> None:
+        self.wakeup_list_lock(pcpu)
+        word = self.memory.u64(self.memory.pcpu(pcpu, P_LIST) + 8 * (vcpu >> 6))
+        word.fetch_or(1 << (vcpu & 63))
+        self.wakeup_list_unlock(pcpu)
+
+    def wakeup_list_del(self, pcpu: int, vcpu: int) -> None:
+        self.wakeup_list_lock(pcpu)
+        word = self.memory.u64(self.memory.pcpu(pcpu, P_LIST) + 8 * (vcpu >> 6))
+        word.fetch_and(~(1 << (vcpu & 63)) & 0xFFFF_FFFF_FFFF_FFFF)
+        self.wakeup_list_unlock(pcpu)
+
+    def wakeup_list_next(self, pcpu: int, after: int) -> int:
+        base = self.memory.pcpu(pcpu, P_LIST)
+        listed = int.from_bytes(self.memory.buffer[base : base + 32], "little")
+        listed = listed >> (after + 1) << (after + 1)
+        return (listed & -listed).bit_length() - 1
+
+    def pre_pcpu(self, vcpu: int) -> int:
+        pcpu = self.words[vcpu].pre_pcpu.load()
+        return -1 if pcpu == NO_PCPU else pcpu
+
+    def set_pre_pcpu(self, vcpu: int, pcpu: int) -> None:
+        self.words[vcpu].pre_pcpu.store(NO_PCPU if pcpu < 0 else pcpu)
+
+    # -- the APIC timer ----------------------------------------------------------------------------
+
+    def set_hv_timer(self, vcpu: int, deadline: int) -> bool:
+        self.hv_deadline = deadline
+        return monotonic_ns() >= deadline
+
+    def cancel_hv_timer(self, vcpu: int) -> None:
+        self.hv_deadline = 0
+
+    def hv_timer_in_use(self, vcpu: int) -> bool:
+        return self.hv_deadline != 0
+
+    def start_sw_timer(self, vcpu: int) -> None:
+        deadline = self.words[vcpu].tscdeadline.load()
+        if deadline:
+            self.sw_timers[vcpu] = deadline
+
+    def cancel_sw_timer(self, vcpu: int) -> None:
+        self.sw_timers.pop(vcpu, None)
+
+    def tscdeadline(self, vcpu: int) -> int:
+        return self.words[vcpu].tscdeadline.load()
+
+    def set_tscdeadline(self, vcpu: int, deadline: int) -> None:
+        self.words[vcpu].tscdeadline.store(deadline)
+        if deadline:
+            self._timer_cause[vcpu] = self.cause
+
+    def lvtt_vector(self, vcpu: int) -> int:
+        self.cause = self._timer_cause[vcpu]
+        return self.guests[vcpu].timer_vector
+
+    def timer_pending_inc(self, vcpu: int) -> None:
+        self.words[vcpu].timer_pending.fetch_add(1)
+        self._step()
+
+    def timer_pending(self, vcpu: int) -> bool:
+        pending = self.words[vcpu].timer_pending.load()
+        self._step()
+        return pending != 0
+
+    def timer_pending_clear(self, vcpu: int) -> None:
+        self.words[vcpu].timer_pending.exchange(0)
+        self._step()
+
+    def expired_sw_timer(self) -> int:
+        now = monotonic_ns()
+        for vcpu, deadline in self.sw_timers.items():
+            if deadline <= now:
+                del self.sw_timers[vcpu]
+                return vcpu
+        return -1
+
+    # -- halt polling ------------------------------------------------------------------------------
+
+    def halt_poll_start(self, vcpu: int) -> bool:
+        self._halt_start = monotonic_ns()
+        window = self._poll_window.get(vcpu, 0)
+        if window:
+            self.stats[Stat.HALT_ATTEMPTED_POLL] += 1
+        return window != 0
+
+    def halt_poll_open(self, vcpu: int) -> bool:
+        os.sched_yield()
+        self._step()
+        return monotonic_ns() < self._halt_start + self._poll_window.get(vcpu, 0)
+
+    def halt_done(self, vcpu: int, waited: bool) -> None:
+        now = monotonic_ns()
+        window = self._poll_window.get(vcpu, 0)
+        if window and not waited:
+            self.stats[Stat.HALT_SUCCESSFUL_POLL] += 1
+            self.record(self._halt_start, Event.HALT_POLL, vcpu, 0, now, 1, 0)
+        self.record(self._halt_start, Event.HALT, vcpu, 0, now, int(waited), 0)
+        self._poll_window[vcpu] = next_halt_poll_ns(
+            window, now - self._halt_start, True, self.kvm.halt_poll_ns
+        )
+
+    # -- tracing -----------------------------------------------------------------------------------
+
+    def trace(self, event: Event, vcpu: int, vector: int = 0, arg: int = 0) -> None:
+        self.record(monotonic_ns(), event, vcpu, vector, arg, 0, self.cause[0])
+
+    def tell_runnable(self, pcpu: int, vcpu: int) -> None:
+        """ttwu_queue(): the other pCPU's idle loop must look at its run queue."""
+        self.post_ipi(pcpu, RESCHEDULE_VECTOR, vcpu)
+
+
+def control_of(word: int) -> Control:
+    """The control word as its fields."""
+    return Control(
+        on=word & ON != 0,
+        sn=word & SN != 0,
+        nv=word >> NV_SHIFT & 0xFF,
+        ndst=word >> NDST_SHIFT,
+    )

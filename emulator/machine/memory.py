@@ -1,0 +1,280 @@
+"""The mapped file: everything that more than one process of a run may read.
+
+Layout, all fields aligned, what different CPUs write in different cache lines:
+
+    header          one page    magic, shape, the phase of the run, the ticket counter
+    per pCPU        1 KiB       doorbell | arrived | wake-up list | statistics
+    per vCPU        512 bytes   PI descriptor (64 bytes, bit-exact) | struct kvm_vcpu | timer
+    per vCPU        one page    virtual-APIC page (SDM 29.1.1)
+    per process     a ring      head | tail, dropped | 32-byte event records
+
+The file lies in the shared-memory file system in a 0700 directory of the run's own
+(`multiprocessing.shared_memory` would destroy the segment when any process of 3.11 exits).
+Every word that two processes write is changed with a locked instruction; `atomicshm` issues it,
+and only this room names it.
+"""
+
+import errno
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from atomicshm import AtomicU32, AtomicU64, AtomicView, fence
+
+from emulator.events import RECORD_BYTES
+from emulator.hardware.apicv import PAGE_BYTES, ApicPage
+from emulator.machine.errors import HostError
+
+MAGIC: Final = 0x31424C5249500001  # "PIRLB1", layout 1
+PAGE: Final = 4096
+PCPU_BYTES: Final = 1024
+VCPU_BYTES: Final = 512
+RING_HEADER_BYTES: Final = 128
+
+# header
+H_MAGIC, H_PCPUS, H_VCPUS, H_DEVICES, H_RING = 0, 8, 16, 24, 32
+H_PHASE: Final = 64
+H_T0: Final = 128  # CLOCK_MONOTONIC ns at which load due times start
+H_TICKET: Final = 192
+
+# per pCPU
+P_RUNG: Final = 0  # vectors sent to this pCPU: written by senders before they send
+P_ARRIVED: Final = 64  # vectors it has taken off its socket
+P_BUSY: Final = 72  # 1 while it handles a host interrupt
+P_LIST_LOCK: Final = 128
+P_LIST: Final = 136  # four u64: vCPUs that blocked here, bit v = vCPU v
+P_STATS: Final = 192  # u64 each, see Stat
+STATS_MAX: Final = 96
+
+# per vCPU: line 0 is the PI descriptor
+V_CONTROL: Final = 32
+V_MODE: Final = 64
+V_CPU: Final = 68
+V_REQUESTS: Final = 128
+V_TASK_STATE: Final = 132
+V_WAITER: Final = 136
+V_PREEMPTED: Final = 140
+V_TIMER_PENDING: Final = 144
+V_HAS_PI_SENDER: Final = 148
+V_MP_STATE: Final = 152
+V_PRE_PCPU: Final = 156
+V_TSCDEADLINE: Final = 192
+V_SCHED_INS: Final = 200  # times loaded
+V_HARVESTS: Final = 208  # times PIR has been taken: the watchdog's sign of life
+
+VCPUS_LIMIT: Final = 256  # four list words
+
+# phases of a run
+PHASE_SETUP: Final = 0
+PHASE_LOAD: Final = 1
+PHASE_DRAIN: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How many of each; `ring_records` is a power of two."""
+
+    pcpus: int
+    vcpus: int
+    devices: int
+    ring_records: int
+
+    @property
+    def processes(self) -> int:
+        return self.pcpus + self.devices
+
+    @property
+    def pcpu_base(self) -> int:
+        return PAGE
+
+    @property
+    def vcpu_base(self) -> int:
+        return self.pcpu_base + self.pcpus * PCPU_BYTES
+
+    @property
+    def page_base(self) -> int:
+        end = self.vcpu_base + self.vcpus * VCPU_BYTES
+        return (end + PAGE - 1) // PAGE * PAGE
+
+    @property
+    def ring_base(self) -> int:
+        return self.page_base + self.vcpus * PAGE_BYTES
+
+    @property
+    def ring_bytes(self) -> int:
+        return RING_HEADER_BYTES + self.ring_records * RECORD_BYTES
+
+    @property
+    def size(self) -> int:
+        return self.ring_base + self.processes * self.ring_bytes
+
+
+class SharedApicPage(ApicPage):
+    """A virtual-APIC page in the mapped file.
+
+    VIRR bits change under a lock: while APICv is inhibited other CPUs set them too
+    (kvm_lapic_set_irr), and VISR costs nothing extra to treat alike.
+    """
+
+    __slots__ = ("_and", "_or")
+
+    def __init__(self, memory: "Memory", vcpu: int) -> None:
+        base = memory.shape.page_base + vcpu * PAGE_BYTES
+        super().__init__(memory.buffer[base : base + PAGE_BYTES])
+        cells = [memory.u32(base + offset) for offset in range(0x100, 0x280, 16)]
+        self._or = [cell.fetch_or for cell in cells]  # VISR, VTMR, VIRR: eight dwords each
+        self._and = [cell.fetch_and for cell in cells]
+
+    def set_bit(self, base: int, vector: int) -> None:
+        self._or[(base - 0x100 >> 4) + (vector >> 5)](1 << (vector & 31))
+
+    def clear_bit(self, base: int, vector: int) -> None:
+        self._and[(base - 0x100 >> 4) + (vector >> 5)](~(1 << (vector & 31)) & 0xFFFF_FFFF)
+
+    def or_bits(self, base: int, bits256: int) -> None:
+        dword = base - 0x100 >> 4
+        while bits256:
+            low = bits256 & 0xFFFF_FFFF
+            if low:
+                self._or[dword](low)
+            bits256 >>= 32
+            dword += 1
+
+
+class Memory:
+    """The mapping of one process.  Opened by path; the launcher creates the file."""
+
+    def __init__(self, fd: int, shape: Shape) -> None:
+        self.shape = shape
+        self._map = mmap.mmap(fd, shape.size)
+        self.buffer = memoryview(self._map)
+        self.view = AtomicView(self._map)
+
+    @classmethod
+    def create(cls, path: Path, shape: Shape) -> "Memory":
+        """Create and zero the file.  HostError if the file system cannot hold it."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, shape.size)
+            memory = cls(fd, shape)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT):
+                raise
+            free = os.statvfs(path.parent)
+            raise HostError(
+                f"{path.parent}: the run needs {shape.size >> 10} KiB of shared memory, "
+                f"{free.f_bavail * free.f_frsize >> 10} KiB are free there; "
+                "use fewer pCPUs or vCPUs, or enlarge it (mount -o remount,size=… /dev/shm)"
+            ) from error
+        finally:
+            os.close(fd)
+        store = memory.view.store_u64
+        for offset, value in (
+            (H_PCPUS, shape.pcpus),
+            (H_VCPUS, shape.vcpus),
+            (H_DEVICES, shape.devices),
+            (H_RING, shape.ring_records),
+            (H_MAGIC, MAGIC),
+        ):
+            store(offset, value)
+        return memory
+
+    @classmethod
+    def open(cls, path: Path) -> "Memory":
+        """Map an existing file.  ValueError if it is not one of ours."""
+        fd = os.open(path, os.O_RDWR)
+        try:
+            head = os.pread(fd, 40, 0)
+            words = [int.from_bytes(head[i : i + 8], "little") for i in range(0, 40, 8)]
+            if len(head) < 40 or words[0] != MAGIC:
+                raise ValueError(f"{path}: not a pirlab memory file of this version")
+            shape = Shape(pcpus=words[1], vcpus=words[2], devices=words[3], ring_records=words[4])
+            return cls(fd, shape)
+        finally:
+            os.close(fd)
+
+    def u32(self, offset: int) -> AtomicU32:
+        return self.view.cell_u32(offset)
+
+    def u64(self, offset: int) -> AtomicU64:
+        return self.view.cell_u64(offset)
+
+    def pcpu(self, pcpu: int, field: int) -> int:
+        """The offset of a pCPU's field (P_…)."""
+        return self.shape.pcpu_base + pcpu * PCPU_BYTES + field
+
+    def vcpu(self, vcpu: int, field: int) -> int:
+        """The offset of a vCPU's field (V_…); field 0 is its PI descriptor."""
+        return self.shape.vcpu_base + vcpu * VCPU_BYTES + field
+
+    def ring(self, process: int) -> int:
+        """The offset of a process's ring; pCPUs first, then devices."""
+        return self.shape.ring_base + process * self.shape.ring_bytes
+
+    def phase(self) -> int:
+        return self.view.load_u32(H_PHASE)
+
+    def set_phase(self, phase: int) -> None:
+        self.view.store_u32(H_PHASE, phase)
+
+
+class PiDesc:
+    """One PI descriptor in the mapped file: each method is one locked instruction or one load."""
+
+    __slots__ = ("_control", "_pir", "clear_control", "control", "set_control", "set_pir")
+
+    def __init__(self, memory: Memory, vcpu: int) -> None:
+        base = memory.vcpu(vcpu, 0)
+        assert base % 64 == 0
+        self._pir = [memory.u64(base + 8 * i) for i in range(4)]
+        self._control = memory.u64(base + V_CONTROL)
+        self.set_pir = [cell.fetch_or for cell in self._pir]  # [word](mask) -> old word
+        self.control = self._control.load
+        self.set_control = self._control.fetch_or  # (mask) -> old control word
+        self.clear_control = self._control.fetch_and
+
+    def harvest(self) -> int:
+        """Read all four words, exchange each non-zero one with 0: what was found, 256 bits."""
+        found = 0
+        shift = 0
+        for cell in self._pir:
+            if cell.load():
+                found |= cell.exchange(0) << shift
+            shift += 64
+        return found
+
+    def pir(self) -> int:
+        """A look at PIR, not atomic across words."""
+        return sum(cell.load() << 64 * i for i, cell in enumerate(self._pir))
+
+    def update_control(self, keep: int, value: int) -> int:
+        """The compare-exchange loop: control := control & keep | value; the word it wrote."""
+        cas = self._control.cas
+        old = self.control()
+        while True:
+            new = old & keep | value
+            found = cas(old, new)
+            if found == old:
+                return new
+            old = found
+
+    def set_on_unless_sn(self, urgent: bool) -> int:
+        """A hardware sender's decision in one exchange: ON := 1 if ON = 0 and (SN = 0 or urgent).
+
+        The control word as it was.
+        """
+        cas = self._control.cas
+        old = self.control()
+        while not old & 1 and (urgent or not old & 2):
+            found = cas(old, old | 1)
+            if found == old:
+                break
+            old = found
+        return old
+
+
+smp_mb = fence
+"""A full barrier (sequentially consistent fence)."""

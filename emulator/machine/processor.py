@@ -1,0 +1,300 @@
+"""One physical CPU's hardware, live: its local APIC fed from the fabric, its clock, its guest.
+
+What protocol text sees of all this is `live.LiveCpu`, built on top.  Here are the parts that no
+text decides: taking messages off the socket, running guest instructions, idling.
+
+Vectors are folded into the local APIC at once: a LAPIC coalesces, a queue would show what
+hardware cannot.
+"""
+
+import os
+import select
+from time import monotonic_ns
+from typing import Any, Final
+
+from emulator.config.model import Cell
+from emulator.events import NO_VCPU, Event, Met
+from emulator.guest.program import Guest
+from emulator.hardware.cpu import NOTIFICATION
+from emulator.hardware.lapic import LocalApic
+from emulator.hardware.vectors import (
+    LOCAL_TIMER_VECTOR,
+    MSR_TSC_DEADLINE,
+    MSR_X2APIC_ICR,
+    POSTED_INTR_NESTED_VECTOR,
+    POSTED_INTR_VECTOR,
+    POSTED_INTR_WAKEUP_VECTOR,
+    RESCHEDULE_VECTOR,
+    ExitReason,
+)
+from emulator.hardware.vmcs import Controls, Vmcs
+from emulator.hardware.vmx import LogicalProcessor
+from emulator.kvm.params import TaskState
+from emulator.machine.fabric import CMD_STOP, Fabric, Message
+from emulator.machine.memory import P_ARRIVED, P_BUSY, P_RUNG, P_STATS, STATS_MAX, Memory
+from emulator.machine.recorder import Recorder
+from emulator.machine.stats import Stat
+from emulator.machine.words import AllWords
+
+KVM_CONTROLS: Final = Controls(
+    external_interrupt_exiting=True,
+    process_posted_interrupts=True,
+    hlt_exiting=True,
+    use_tpr_shadow=True,
+    activate_secondary_controls=True,
+    virtualize_x2apic_mode=True,
+    apic_register_virtualization=True,
+    virtual_interrupt_delivery=True,
+    acknowledge_interrupt_on_exit=True,
+)
+"""What KVM sets for a guest with x2APIC and APICv (vmx.c, setup_vmcs_config)."""
+
+INTERCEPTED_MSRS: Final = frozenset({MSR_X2APIC_ICR, MSR_TSC_DEADLINE})
+
+IRQ_STATS: Final = {
+    POSTED_INTR_VECTOR: Stat.IRQ_PIN,
+    POSTED_INTR_NESTED_VECTOR: Stat.IRQ_NPI,
+    POSTED_INTR_WAKEUP_VECTOR: Stat.IRQ_PIW,
+    RESCHEDULE_VECTOR: Stat.IRQ_RES,
+    LOCAL_TIMER_VECTOR: Stat.IRQ_LOC,
+}
+
+IDLE_MAX_S: Final = 0.5  # an idle pCPU looks up this often whatever happens
+PREEMPTION_TIMER: Final = int(ExitReason.PREEMPTION_TIMER)
+
+Meta = tuple[int, int, int, int]
+"""What came with a pending vector: (vCPU meant, message id, load, due ns)."""
+
+
+class Processor:
+    """The hardware half of a pCPU process.  Implements `guest.Platform` and `vmx.Idt`."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        fabric: Fabric,
+        cell: Cell,
+        pcpu: int,
+        recorder: Recorder,
+        arrived: int,
+    ) -> None:
+        """`arrived`: how many messages the process had taken before it became a CPU."""
+        self.cell = cell
+        self.memory = memory
+        self.fabric = fabric
+        self.pcpu = pcpu
+        self.record = recorder.record
+        self.words = AllWords(memory)
+        self.lapic = LocalApic(pcpu)
+        self.lp = LogicalProcessor(self.lapic, self)
+        self.vmcs: dict[int, Vmcs] = {}
+        self.guests: dict[int, Guest] = {}
+        self.guest: Guest | None = None
+        self.current = -1  # the vCPU whose VMCS is current
+        self.running = -1  # per-pCPU kvm_running_vcpu
+        self.irqs_on = True
+        self.stopping = False
+        self.hv_deadline = 0  # VMX preemption timer, ns; 0 = off
+        self.sw_timers: dict[int, int] = {}  # hrtimers of this pCPU: vCPU -> deadline ns
+        self.pending: dict[int, Meta] = {}
+        self.cause = (0, 0)  # what the post under way is for: (load, due ns)
+        self._rung = memory.u64(memory.pcpu(pcpu, P_RUNG)).load
+        self._store_arrived = memory.u64(memory.pcpu(pcpu, P_ARRIVED)).store
+        self._store_busy = memory.u64(memory.pcpu(pcpu, P_BUSY)).store
+        self.arrived = arrived
+        self._ids = pcpu << 40
+        self._exit_ts = 0
+        self._exit_reason = 0
+        self._straight_back = False
+        base = memory.pcpu(pcpu, P_STATS)
+        self.stats = memory.buffer[base : base + 8 * STATS_MAX].cast("Q")
+
+    # -- the fabric -> the local APIC --------------------------------------------------------------
+
+    def look(self) -> bool:
+        """Take what has arrived off the socket; false if nothing had."""
+        self.stats[Stat.LOOKS] += 1
+        message = self.fabric.receive()
+        if message is None:
+            return False
+        while message is not None:
+            self._take(message)
+            # Stop when the doorbell says that this was all: an empty look costs more.
+            if self._rung() == self.arrived:
+                return True
+            message = self.fabric.receive()
+        return True
+
+    def _take(self, message: Message) -> None:
+        self.arrived += 1
+        self._store_arrived(self.arrived)
+        vector = message[1]
+        if vector < 0:
+            self.command(message)
+            return
+        _, _, _, vcpu, ref, begin, load, due = message
+        merged = not self.lapic.accept(vector)
+        if not merged:
+            self.pending[vector] = (vcpu, ref, load, due)
+        kind = Event.ARRIVE_MERGED if merged else Event.ARRIVE
+        self.record(monotonic_ns(), kind, vcpu, vector, begin, ref, load)
+
+    def command(self, message: Message) -> None:
+        """A command of the launcher that came while the pCPU runs."""
+        if message[1] == CMD_STOP:
+            self.stopping = True
+            self.lapic.accept(RESCHEDULE_VECTOR)  # a signal reaches a guest by an interrupt
+            self.pending[RESCHEDULE_VECTOR] = (NO_VCPU, 0, 0, 0)
+
+    def post_ipi(self, pcpu: int, vector: int, vcpu: int) -> None:
+        """The ICR write: ring the doorbell, send the message.  Recorded with begin and end."""
+        self._ids += 1
+        ref = self._ids
+        load, due = self.cause
+        begin = monotonic_ns()
+        self.fabric.send(pcpu, (1, vector, self.pcpu, vcpu, ref, begin, load, due))
+        self.record(begin, Event.NOTIFY, vcpu, vector, monotonic_ns(), ref, load)
+
+    # -- interrupts in root mode -------------------------------------------------------------------
+
+    def window(self) -> None:
+        """Interrupts are on, between two steps: take what the local APIC presents."""
+        if self._rung() != self.arrived:
+            self.look()
+        if self.sw_timers:
+            self._fire_sw_timers()
+        while self.irqs_on and self.lapic.irr and self.lapic.pending():
+            self.irqs_on = False
+            vector = self.lapic.acknowledge()
+            self.handle_irq(vector)
+            self.lapic.eoi()
+            self.irqs_on = True
+
+    def _fire_sw_timers(self) -> None:
+        now = monotonic_ns()
+        if any(deadline <= now for deadline in self.sw_timers.values()):
+            self.lapic.accept(LOCAL_TIMER_VECTOR)
+
+    def handle_irq(self, vector: int) -> None:
+        """Run the host's handler; `live` supplies it."""
+        raise NotImplementedError
+
+    def accepted(self, vector: int) -> None:
+        """Root mode took `vector`: count it, and say what it met."""
+        self.stats[IRQ_STATS.get(vector, Stat.IRQ_DEVICE)] += 1
+        meta = self.pending.pop(vector, None)
+        if meta is None:
+            return
+        vcpu, ref, load, due = meta
+        self.cause = (load, due)
+        if vector == POSTED_INTR_VECTOR:
+            self.record(monotonic_ns(), Event.ACCEPT, vcpu, vector, self._met(vcpu), ref, load)
+
+    def _met(self, vcpu: int) -> Met:
+        if self.running not in (-1, vcpu):
+            return Met.OTHER_VCPU
+        words = self.words[vcpu]
+        if words.waiter.load() and words.task_state.load() != TaskState.RUNNING:
+            return Met.ROOT_BLOCKED
+        if self.running == vcpu or words.cpu.load() == self.pcpu:
+            return Met.ROOT_RUNNABLE
+        return Met.OTHER_VCPU
+
+    def idle(self) -> None:
+        """Nothing to run: wait for a message or an hrtimer, and take the interrupts."""
+        timeout = IDLE_MAX_S
+        if self.sw_timers:
+            first = min(self.sw_timers.values())
+            timeout = min(timeout, max(0.0, (first - monotonic_ns()) * 1e-9))
+        # look() reads until the socket says empty, which is what makes its descriptor
+        # signal again (libzmq's is edge-triggered); sleep only after such a look.
+        if not self.look() and timeout:
+            select.select([self.fabric.fd], [], [], timeout)
+        self.window()
+
+    # -- non-root operation ------------------------------------------------------------------------
+
+    def enter(self, vcpu: int) -> None:
+        """VM entry."""
+        now = monotonic_ns()
+        if self._exit_ts:
+            self.record(self._exit_ts, Event.EXIT, vcpu, 0, now, self._exit_reason, 0)
+            if self._straight_back:
+                self.stats[Stat.FASTPATH_REENTER] += 1
+        self.lp.vm_entry(self.vmcs[vcpu])
+
+    def run_instructions(self) -> int:
+        """The guest, an instruction at a time, up to a notification or an exit."""
+        lp = self.lp
+        boundary = lp.boundary
+        guest = self.guest
+        assert guest is not None
+        step = guest.step
+        rung = self._rung
+        while True:
+            if rung() != self.arrived:
+                self.look()
+            outcome = boundary()
+            if outcome is not None:
+                break
+            if self.hv_deadline and monotonic_ns() >= self.hv_deadline:
+                outcome = lp.vm_exit(PREEMPTION_TIMER)
+                break
+            if lp.guest.activity:
+                self._halted_in_guest()
+                continue
+            outcome = step()
+            if outcome is not None:
+                assert outcome > 0, "a guest program raised #GP"
+                break
+        if outcome == NOTIFICATION:
+            self._accepted_in_guest()
+            return NOTIFICATION
+        self._exit_ts = monotonic_ns()
+        self._exit_reason = outcome
+        self._straight_back = True
+        self.stats[outcome] += 1
+        return outcome
+
+    def _accepted_in_guest(self) -> None:
+        meta = self.pending.pop(POSTED_INTR_VECTOR, None)
+        if meta is None:
+            return
+        vcpu, ref, load, _ = meta
+        met = Met.IN_GUEST if vcpu == self.current else Met.OTHER_VCPU
+        self.record(monotonic_ns(), Event.ACCEPT, vcpu, POSTED_INTR_VECTOR, met, ref, load)
+
+    def _halted_in_guest(self) -> None:
+        """HLT without an exit: the processor waits where it is."""
+        timeout = IDLE_MAX_S
+        if self.hv_deadline:
+            timeout = max(0.0, (self.hv_deadline - monotonic_ns()) * 1e-9)
+        if not self.look() and timeout:
+            select.select([self.fabric.fd], [], [], timeout)
+
+    # -- guest.Platform and vmx.Idt ----------------------------------------------------------------
+
+    def rdtsc(self) -> int:
+        return monotonic_ns()
+
+    def pause(self) -> None:
+        # A spinner must let its own I/O thread have the core: the p99 of a hop on two cores
+        # falls from milliseconds to 50 us, and its median too.
+        os.sched_yield()
+
+    def on_eoi(self, vector: int) -> None:
+        self.record(monotonic_ns(), Event.EOI, self.current, vector, 0, 0, 0)
+
+    def interrupt(self, vector: int) -> None:
+        self.record(monotonic_ns(), Event.DELIVER, self.current, vector, 0, 0, 0)
+        assert self.guest is not None
+        self.guest.interrupt(vector)
+
+    def add_vcpu(self, vcpu: int, guest: Any) -> None:
+        """Give this pCPU a vCPU to run."""
+        vmcs = Vmcs(KVM_CONTROLS, self.words[vcpu].page)
+        vmcs.nv = POSTED_INTR_VECTOR
+        vmcs.msr_write_intercepts = INTERCEPTED_MSRS
+        vmcs.guest.interrupt_flag = False
+        self.vmcs[vcpu] = vmcs
+        self.guests[vcpu] = guest

@@ -1,0 +1,71 @@
+"""One vCPU's shared words, bound once: each attribute is one atomic operation.
+
+`load`/`store`/... of a word are bound methods of an atomic cell, so that a step of the protocol
+costs one call.
+"""
+
+from atomicshm import AtomicU32
+
+from emulator.machine.memory import (
+    V_CPU,
+    V_HARVESTS,
+    V_HAS_PI_SENDER,
+    V_MODE,
+    V_MP_STATE,
+    V_PRE_PCPU,
+    V_PREEMPTED,
+    V_REQUESTS,
+    V_SCHED_INS,
+    V_TASK_STATE,
+    V_TIMER_PENDING,
+    V_TSCDEADLINE,
+    V_WAITER,
+    Memory,
+    PiDesc,
+    SharedApicPage,
+)
+
+
+class VcpuWords:
+    """struct kvm_vcpu, as far as other CPUs read it, its PI descriptor and its APIC page."""
+
+    __slots__ = (
+        "cpu", "desc", "harvested", "has_pi_sender", "index", "mode", "mode_load", "mode_store", "mp_state",
+        "page", "pre_pcpu", "preempted", "requests", "sched_ins", "task_state", "timer_pending",
+        "tscdeadline", "waiter",
+    )  # fmt: skip
+
+    def __init__(self, memory: Memory, vcpu: int) -> None:
+        def u32(field: int) -> AtomicU32:
+            return memory.u32(memory.vcpu(vcpu, field))
+
+        self.index = vcpu
+        self.desc = PiDesc(memory, vcpu)
+        self.page = SharedApicPage(memory, vcpu)
+        self.mode = u32(V_MODE)
+        self.mode_load = self.mode.load
+        self.mode_store = self.mode.store
+        self.cpu = u32(V_CPU)
+        self.requests = u32(V_REQUESTS)
+        self.task_state = u32(V_TASK_STATE)
+        self.waiter = u32(V_WAITER)
+        self.preempted = u32(V_PREEMPTED)
+        self.timer_pending = u32(V_TIMER_PENDING)
+        self.has_pi_sender = u32(V_HAS_PI_SENDER)
+        self.mp_state = u32(V_MP_STATE)
+        self.pre_pcpu = u32(V_PRE_PCPU)
+        self.tscdeadline = memory.u64(memory.vcpu(vcpu, V_TSCDEADLINE))
+        self.harvested = memory.u64(memory.vcpu(vcpu, V_HARVESTS)).fetch_add
+        self.sched_ins = memory.u64(memory.vcpu(vcpu, V_SCHED_INS))
+
+
+class AllWords(dict[int, VcpuWords]):
+    """VcpuWords by vCPU, made when first asked for."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__()
+        self._memory = memory
+
+    def __missing__(self, vcpu: int) -> VcpuWords:
+        words = self[vcpu] = VcpuWords(self._memory, vcpu)
+        return words
