@@ -82,3 +82,12 @@ class Met(IntEnum):
     ROOT_RUNNABLE = 2  # exited, runnable: the next entry syncs
     ROOT_BLOCKED = 3  # exited, blocked: the wake-up is somebody else's business, and was done
     OTHER_VCPU = 4  # another vCPU was current on that pCPU (or none)
+
+
+# The events that protocol text traces, as plain names: cheaper to look up than a member.
+ELIDE_ON: Final = Event.ELIDE_ON
+ELIDE_SAME_VCPU: Final = Event.ELIDE_SAME_VCPU
+ELIDE_SN: Final = Event.ELIDE_SN
+WAKE: Final = Event.WAKE
+NOT_BLOCKED: Final = Event.NOT_BLOCKED
+KICK: Final = Event.KICK

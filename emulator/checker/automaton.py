@@ -6,7 +6,8 @@ new (local state, result) pair costs one replay of the generator from its start;
 and from then on the search moves integers about.
 
 What makes it sound are the coding rules (`lint`), and, as a second line, an assertion at each
-merge: two histories that lead to the same local state must be about to do the same step.
+merge: where two histories have led to the same local state, both are replayed with each result,
+and must lead to the same next one.
 """
 
 import dis
@@ -68,6 +69,7 @@ class Automaton:
         self._cpu = _Constants(kvm)
         self._numbers: dict[_Local, int] = {}
         self._origins: list[_Origin] = [_Origin((), ())]
+        self._other: dict[int, _Origin] = {}  # a second history that leads to the same node
         self._entries: dict[tuple[Any, ...], int] = {}
         self._edges: dict[tuple[int, Any], int] = {}
 
@@ -84,9 +86,13 @@ class Automaton:
         key = (node, result)
         after = self._edges.get(key)
         if after is None:
-            origin = self._origins[node]
-            after = self._replay(_Origin(origin.entry, (*origin.results, result)))
-            self._edges[key] = after
+            after = self._edges[key] = self._replay(_longer(self._origins[node], result))
+            if node in self._other:
+                again = self._replay(_longer(self._other[node], result))
+                assert again == after, (
+                    f"one local state, two futures: {self.nodes[node]} returned {result!r}, then "
+                    f"{self.nodes[after]} or {self.nodes[again]}"
+                )
         return after
 
     def _replay(self, origin: _Origin) -> int:
@@ -106,11 +112,14 @@ class Automaton:
             assert number < MAX_NODES, "an actor has more local states than a node number can say"
             self.nodes.append(node)
             self._origins.append(origin)
-        else:
-            known = self.nodes[number]
-            assert known == node, f"one local state, two next steps: {known} and {node}"
+        elif self._origins[number] != origin:
+            self._other.setdefault(number, origin)
         generator.close()
         return number
+
+
+def _longer(origin: _Origin, result: object) -> _Origin:
+    return _Origin(origin.entry, (*origin.results, result))
 
 
 def _suspended(generator: _Generator, step: Step) -> tuple[_Local, Node]:
@@ -128,6 +137,8 @@ def _suspended(generator: _Generator, step: Step) -> tuple[_Local, Node]:
         functions.append(code.co_name)
         line = f"{code.co_filename}:{position[0]}"
         inner = inner.gi_yieldfrom
+    # The arguments are part of the state: the locals they came from may be dead by now.
+    chain.append(tuple(_immutable(value) for value in step))
     op, *args = step
     return tuple(chain), Node(op, tuple(args), KINDS[op], tuple(functions), line)
 

@@ -13,7 +13,7 @@ from emulator.kvm.params import Bug, EntryOrder, Kvm, Notify, PidScheme, Reentry
 REMOTE_VECTOR: Final = 0x21
 TIMER_VECTOR: Final = 0xEC
 DEVICE_VECTOR: Final = 0x51  # VT-d, posted format
-IRQ_VECTOR: Final = 0xEC  # what the host IRQ's handler posts
+IRQ_VECTOR: Final = 0xE0  # what the host IRQ's handler posts
 
 
 class MemoryModel(Enum):
@@ -79,6 +79,7 @@ class Scenario:
     assigned: bool = False  # a hardware sender can write the descriptor from the start
     urgent: bool = False  # the device's remapping entry has its URG bit set
     guest_masks: bool = False  # the guest may HLT with RFLAGS.IF = 0
+    priority: bool = False
     one_vector: bool = False  # all senders post the same vector
     claims: frozenset[Claim] = SAFETY
     expected: str = "holds"
@@ -117,6 +118,17 @@ class Scenario:
             return (REMOTE_VECTOR,)
         return tuple(sorted({REMOTE_VECTOR, IRQ_VECTOR, TIMER_VECTOR, DEVICE_VECTOR}))
 
-    def vector(self, wanted: int) -> int:
-        """What a sender posts here."""
-        return REMOTE_VECTOR if self.one_vector else wanted
+    @property
+    def irq_vector(self) -> int:
+        """What the host interrupt's handler posts."""
+        return REMOTE_VECTOR if self.one_vector else IRQ_VECTOR
+
+    @property
+    def timer_vector(self) -> int:
+        """LVTT's vector: what the guest's timer posts."""
+        return REMOTE_VECTOR if self.one_vector else TIMER_VECTOR
+
+    @property
+    def device_vector(self) -> int:
+        """What the device's remapping entry says."""
+        return REMOTE_VECTOR if self.one_vector else DEVICE_VECTOR

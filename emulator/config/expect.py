@@ -14,7 +14,7 @@ Before: `config/load.py` parses every check, so that a typing error costs no run
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -150,7 +150,7 @@ def _look_up(parts: tuple[str, ...], summary: Mapping[str, Any]) -> Any:
     for part in parts:
         if isinstance(place, Mapping) and part in place:
             place = place[part]
-        elif isinstance(place, Sequence) and part.isdecimal() and int(part) < len(place):
+        elif isinstance(place, list | tuple) and part.isdecimal() and int(part) < len(place):
             place = place[int(part)]
         else:
             raise _NoValueError(f"{'.'.join(parts)} is not in the summary")

@@ -125,6 +125,11 @@ def _axis(root: Node, text: str, node: Node, mistakes: Mistakes) -> _Axis | None
         problem = f"cannot be varied; {allowed(f'{root}.*' for root in AXIS_ROOTS)}"
         mistakes.add(node.key, f"matrix: {text}: {problem}")
         return None
+    if path[0] == "load" and (len(path) == 2 or path[2:] == ("name",)):
+        # The resolved config has to find the load again, by its name.
+        problem = f"{path[1]} must stay the same load; vary its other keys, or load"
+        mistakes.add(node.key, f"matrix: {text}: {problem}")
+        return None
     if not isinstance(node.value, list) or not node.value:
         given = "an empty list" if node.value == [] else got(node.value)
         mistakes.add(node.mark, f"matrix: {text}: must be a list of values, got {given}")

@@ -70,18 +70,25 @@ def _vcpus(document: dict[str, Any], report: Report) -> list[Vcpu]:
     cluster, vms = document["cluster"], document["vms"]
     pcpus = BROKEN if cluster is BROKEN else cluster["pcpus"]
     result: list[Vcpu] = []
+    sound = pcpus is not BROKEN  # whether every pin is known: only then can a pCPU be full
     for name, vm in () if vms is BROKEN else vms.items():
         if vm is BROKEN or vm["vcpus"] is BROKEN:
+            sound = False
             continue
+        before = len(report.mistakes.found)
         count = vm["vcpus"]
         pin = _per_vcpu(vm["pin"], ("vms", name, "pin"), count, report)
         guest = _per_vcpu(vm["guest"], ("vms", name, "guest"), count, report)
         for number, pcpu in pin.items():
-            if BROKEN not in (pcpu, pcpus) and not 0 <= pcpu < pcpus:
+            if pcpus is not BROKEN and not 0 <= pcpu < pcpus:
                 report.add(
                     ("vms", name, "pin", number),
                     f"no such pCPU, got {pcpu}; allowed: {_upto(pcpus)} (cluster.pcpus: {pcpus})",
                 )
+        broken = vm["pin"] is BROKEN or (
+            isinstance(vm["pin"], dict) and BROKEN in vm["pin"].values()
+        )
+        sound = sound and not broken and len(report.mistakes.found) == before
         for number in range(count):
             spread = len(result) % (1 if pcpus is BROKEN else pcpus)
             vcpu = Vcpu(
@@ -95,7 +102,7 @@ def _vcpus(document: dict[str, Any], report: Report) -> list[Vcpu]:
         vm["pin"] = {vcpu.number: vcpu.pcpu for vcpu in result[-count:]}
         if isinstance(vm["guest"], dict):
             vm["guest"] = {vcpu.number: vcpu.guest for vcpu in result[-count:]}
-    if pcpus is not BROKEN:
+    if sound:
         _check_crowding(result, report)
     return result
 
@@ -109,7 +116,7 @@ def _per_vcpu(given: Any, path: tuple[str, ...], count: int, report: Report) -> 
         if not 0 <= number < count:
             problem = f"no such vCPU, got {number}; allowed: {_upto(count)} (vcpus: {count})"
             report.add((*path, number), problem, at_key=True)
-    return {number: value for number, value in given.items() if 0 <= number < count}
+    return {n: value for n, value in given.items() if 0 <= n < count and value is not BROKEN}
 
 
 def _upto(count: int) -> str:

@@ -212,7 +212,7 @@ def find(root: Node, path: Path) -> Node:
         match node.value:
             case dict() as entries if part in entries:
                 node = entries[part]
-            case list() as items if isinstance(part, int):
+            case list() as items if isinstance(part, int) and part < len(items):
                 node = items[part]
             case _:
                 break

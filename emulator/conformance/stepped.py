@@ -6,11 +6,9 @@ that call is the next step.
 """
 
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from emulator.hardware.cpu import Cpu
-
-_NOT_STEPS: Final = ("trace", "current_vmcs")  # recording, and a look at what is one's own
 
 
 class _StopError(Exception):
@@ -59,10 +57,10 @@ class _Replay:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if name == "trace":
-                return None
+                return None  # recording: not a step
             method = getattr(self._cpu, name)
-            if name in _NOT_STEPS:
-                return method(*args, **kwargs)
+            if name == "current_vmcs":
+                return method(*args, **kwargs)  # one's own, and it does not change meanwhile
             if self._given == len(self._results):
                 if not self._may_step:
                     self.stopped_at = name

@@ -22,10 +22,7 @@ from emulator.hardware.vmcs import (
 )
 from emulator.hardware.vmx import TRAP_LIKE
 
-MNEMONICS: Final = {
-    **{0: "de", 1: "db", 2: "nmi", 3: "bp", 4: "of", 5: "br", 6: "ud", 7: "nm", 8: "df"},
-    **{10: "ts", 11: "np", 12: "ss", 13: "gp", 14: "pf", 16: "mf", 17: "ac", 18: "mc", 19: "xm"},
-}
+MNEMONICS: Final = {1: "db", 2: "nmi", 3: "bp", 4: "of", 6: "ud", 13: "gp", 14: "pf", 17: "ac"}
 INSTRUCTIONS_MAX: Final = 1_000
 
 
@@ -128,8 +125,8 @@ def injection(words: Any) -> int:
 def run_entry_checks(case: Case) -> None:
     """A case that asks whether VM entry refuses the VMCS.
 
-    Only here: cases about events leave out what they are not about, and some of them (entry-pend-01,
-    x2APIC mode without TPR shadow) would be refused.
+    Only here: cases about events leave out what they are not about, and some of them would be
+    refused (entry-pend-01: x2APIC mode without TPR shadow).
     """
     bench = Bench(merged(case.defaults, case.setup))
     for step in case.steps:

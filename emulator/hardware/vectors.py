@@ -48,3 +48,13 @@ class ExitReason(IntEnum):
     VIRTUALIZED_EOI = 45
     PREEMPTION_TIMER = 52
     APIC_WRITE = 56
+
+
+# The members that protocol text names, as the kernel spells them (see `kvm/params.py`).
+OUTSIDE_GUEST_MODE: Final = Mode.OUTSIDE_GUEST_MODE
+IN_GUEST_MODE: Final = Mode.IN_GUEST_MODE
+EXITING_GUEST_MODE: Final = Mode.EXITING_GUEST_MODE
+EXIT_REASON_EXTERNAL_INTERRUPT: Final = int(ExitReason.EXTERNAL_INTERRUPT)
+EXIT_REASON_HLT: Final = int(ExitReason.HLT)
+EXIT_REASON_MSR_WRITE: Final = int(ExitReason.MSR_WRITE)
+EXIT_REASON_PREEMPTION_TIMER: Final = int(ExitReason.PREEMPTION_TIMER)

@@ -9,7 +9,7 @@ Kernel: virt/kvm/kvm_main.c.
 from typing import Final
 
 from emulator.kvm.cpu import Cpu
-from emulator.kvm.params import Request, TaskState
+from emulator.kvm.params import KVM_REQ_UNBLOCK, TASK_INTERRUPTIBLE
 from emulator.kvm.sched import schedule
 from emulator.kvm.sync import kvm_cpu_has_interrupt
 
@@ -41,7 +41,7 @@ def kvm_vcpu_check_block(cpu: Cpu, vcpu: int) -> int:
         return 1
     if cpu.signal_pending():
         return 1
-    if cpu.check_request(vcpu, Request.UNBLOCK):
+    if cpu.check_request(vcpu, KVM_REQ_UNBLOCK):
         return 1
     return 0
 
@@ -54,7 +54,7 @@ def kvm_vcpu_block(cpu: Cpu, vcpu: int) -> int:
         # State before condition; a waker stores the condition before it reads the state
         # (kvm_vcpu_wake_up).  Interrupts are on, the vCPU is still "running" here: this is the
         # window in which kvm-v5.8 loses a wake-up.
-        cpu.set_current_state(vcpu, TaskState.INTERRUPTIBLE)
+        cpu.set_current_state(vcpu, TASK_INTERRUPTIBLE)
         why = kvm_vcpu_check_block(cpu, vcpu)
         if why:
             break

@@ -8,10 +8,16 @@ chose the vector.  Next: `hardware/posted` if the target is in guest mode, `vcpu
 Kernel: vmx_deliver_posted_interrupt(), arch/x86/kvm/vmx/vmx.c (common.h since v6.16).
 """
 
-from emulator.events import Event
-from emulator.hardware.vectors import POSTED_INTR_VECTOR, Mode
+from emulator.events import ELIDE_ON, ELIDE_SAME_VCPU, NOT_BLOCKED, WAKE
+from emulator.hardware.vectors import IN_GUEST_MODE, POSTED_INTR_VECTOR
 from emulator.kvm.cpu import Cpu
-from emulator.kvm.params import Notify, Request
+from emulator.kvm.params import (
+    KVM_REQ_EVENT,
+    KVM_V3_10,
+    KVM_V5_8,
+    KVM_V5_17,
+    KVM_V5_18,
+)
 from emulator.kvm.wake import kvm_vcpu_kick, kvm_vcpu_wake_up
 
 
@@ -22,14 +28,14 @@ def vmx_deliver_posted_interrupt(cpu: Cpu, vcpu: int, vector: int) -> None:
     if cpu.pi_test_and_set_pir(vcpu, vector):
         return  # whoever set the bit first owns the rest
 
-    if cpu.kvm.rule is Notify.KVM_V3_10:
+    if cpu.kvm.rule is KVM_V3_10:
         deliver_v3_10(cpu, vcpu, vector)
         return
 
     # A locked instruction, and so the full barrier between ON and the load of vcpu->mode below;
     # pairs with smp_mb() between mode and ON in vcpu_enter_guest().
     if cpu.pi_test_and_set_on(vcpu):
-        cpu.trace(Event.ELIDE_ON, vcpu, vector)
+        cpu.trace(ELIDE_ON, vcpu, vector)
         return  # somebody has already notified
 
     kvm_vcpu_trigger_posted_interrupt(cpu, vcpu, POSTED_INTR_VECTOR, vector)
@@ -44,18 +50,18 @@ def kvm_vcpu_trigger_posted_interrupt(cpu: Cpu, vcpu: int, pi_vec: int, vector: 
     # Commit 379a3c8ee444: "the running vCPU will sync before it enters".  It will if it enters.
     # A thread that is about to sleep is running too, and has no next entry without a wake-up:
     # an interrupt of this pCPU that posts now is lost.  Fixed by fdba608f15e2.
-    if rule is Notify.KVM_V5_8 and cpu.running_vcpu() == vcpu:
-        cpu.trace(Event.ELIDE_SAME_VCPU, vcpu, vector)
+    if rule is KVM_V5_8 and cpu.running_vcpu() == vcpu:
+        cpu.trace(ELIDE_SAME_VCPU, vcpu, vector)
         return
 
-    if cpu.load_mode(vcpu) == Mode.IN_GUEST_MODE:
+    if cpu.load_mode(vcpu) == IN_GUEST_MODE:
         # Commit 9b44423bf4c8.  In guest mode *and* loaded here: we are on the vCPU's own pCPU,
         # and since interrupts are off there from before the store of IN_GUEST_MODE until after
         # OUTSIDE_GUEST_MODE, we are not an interrupt handler but the vCPU's thread itself, in a
         # fastpath exit handler.  Every way on from there syncs PIR: before the next VM entry if
         # the guest is re-entered, before the next run or sleep if it is not.
-        if rule is Notify.KVM_V5_18 and cpu.running_vcpu() == vcpu:
-            cpu.trace(Event.ELIDE_SAME_VCPU, vcpu, vector)
+        if rule is KVM_V5_18 and cpu.running_vcpu() == vcpu:
+            cpu.trace(ELIDE_SAME_VCPU, vcpu, vector)
             return
         # The vCPU may leave guest mode before the vector arrives.  Three cases:
         # 1. still in non-root mode: the processor takes the notification and harvests PIR;
@@ -76,14 +82,14 @@ def wake_or_kick(cpu: Cpu, vcpu: int, vector: int) -> None:
     The kick only adds an exit: a vCPU that has entered meanwhile has synced after its mode store.
     """
     rule = cpu.kvm.rule
-    if rule is Notify.KVM_V5_17 or rule is Notify.KVM_V5_18:
+    if rule is KVM_V5_17 or rule is KVM_V5_18:
         woken = kvm_vcpu_wake_up(cpu, vcpu)
     else:
         woken = kvm_vcpu_kick(cpu, vcpu)
     if woken:
-        cpu.trace(Event.WAKE, vcpu, vector)
+        cpu.trace(WAKE, vcpu, vector)
     else:
-        cpu.trace(Event.NOT_BLOCKED, vcpu, vector)
+        cpu.trace(NOT_BLOCKED, vcpu, vector)
 
 
 def deliver_v3_10(cpu: Cpu, vcpu: int, vector: int) -> None:
@@ -92,9 +98,9 @@ def deliver_v3_10(cpu: Cpu, vcpu: int, vector: int) -> None:
     The request is the safety net that hid the receiver's races (B03, B04).
     """
     was_on = cpu.pi_test_and_set_on(vcpu)
-    cpu.make_request(vcpu, Request.EVENT)
+    cpu.make_request(vcpu, KVM_REQ_EVENT)
     mode = cpu.load_mode(vcpu)
-    if mode == Mode.IN_GUEST_MODE and not was_on:
+    if mode == IN_GUEST_MODE and not was_on:
         dest = cpu.load_vcpu_cpu(vcpu)
         cpu.send_ipi(dest, POSTED_INTR_VECTOR, vcpu)
     else:

@@ -8,7 +8,7 @@ Kernel: arch/x86/kvm/lapic.c.
 
 from emulator.kvm.cpu import Cpu
 from emulator.kvm.deliver import vmx_deliver_posted_interrupt
-from emulator.kvm.params import Request
+from emulator.kvm.params import KVM_REQ_UNBLOCK
 from emulator.kvm.wake import kvm_vcpu_kick
 
 
@@ -47,7 +47,7 @@ def apic_timer_expired(cpu: Cpu, vcpu: int, from_timer_fn: bool) -> None:
         kvm_apic_inject_pending_timer_irqs(cpu, vcpu)
         return
     cpu.timer_pending_inc(vcpu)
-    cpu.make_request(vcpu, Request.UNBLOCK)
+    cpu.make_request(vcpu, KVM_REQ_UNBLOCK)
     kvm_vcpu_kick(cpu, vcpu)
 
 

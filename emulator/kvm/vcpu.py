@@ -7,16 +7,34 @@ Kernel: arch/x86/kvm/x86.c; the exit handlers, arch/x86/kvm/vmx/vmx.c.
 
 from emulator.hardware.posted import run_guest
 from emulator.hardware.vectors import (
+    EXIT_REASON_EXTERNAL_INTERRUPT,
+    EXIT_REASON_HLT,
+    EXIT_REASON_MSR_WRITE,
+    EXIT_REASON_PREEMPTION_TIMER,
+    EXITING_GUEST_MODE,
+    IN_GUEST_MODE,
     MSR_TSC_DEADLINE,
     MSR_X2APIC_ICR,
-    ExitReason,
-    Mode,
+    OUTSIDE_GUEST_MODE,
 )
 from emulator.kvm.block import kvm_vcpu_halt
 from emulator.kvm.cpu import Cpu
 from emulator.kvm.deliver import vmx_deliver_posted_interrupt
 from emulator.kvm.irq import do_irq
-from emulator.kvm.params import EntryOrder, Fastpath, MpState, PidScheme, ReentryOrder, Request
+from emulator.kvm.params import (
+    ENTRY_ORDER_2013,
+    EXIT_FASTPATH_EXIT_HANDLED,
+    EXIT_FASTPATH_NONE,
+    EXIT_FASTPATH_REENTER_GUEST,
+    KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_RUNNABLE,
+    KVM_REQ_EVENT,
+    KVM_REQ_UNBLOCK,
+    SYNC_FIRST,
+    SYNC_LAST,
+    Fastpath,
+    PidScheme,
+)
 from emulator.kvm.pid import pi_post_block, pi_pre_block
 from emulator.kvm.sync import kvm_cpu_has_interrupt, vmx_sync_pir_to_irr
 from emulator.kvm.timer import (
@@ -31,12 +49,12 @@ from emulator.kvm.timer import (
 def vcpu_run(cpu: Cpu, vcpu: int) -> None:
     """Run the vCPU until a signal ends KVM_RUN.  Kernel: vcpu_run()."""
     while True:
-        if cpu.mp_state(vcpu) == MpState.RUNNABLE:
+        if cpu.mp_state(vcpu) == KVM_MP_STATE_RUNNABLE:
             vcpu_enter_guest(cpu, vcpu)
         else:
             vcpu_block(cpu, vcpu)
         if cpu.request_pending(vcpu):
-            cpu.check_request(vcpu, Request.UNBLOCK)
+            cpu.check_request(vcpu, KVM_REQ_UNBLOCK)
         if cpu.timer_pending(vcpu):
             kvm_inject_pending_timer_irqs(cpu, vcpu)
         if cpu.signal_pending():
@@ -46,22 +64,22 @@ def vcpu_run(cpu: Cpu, vcpu: int) -> None:
 def vcpu_enter_guest(cpu: Cpu, vcpu: int) -> None:
     """One pass: requests, the guarded entry, the guest and its fastpaths, the exit handlers."""
     if cpu.request_pending(vcpu):
-        cpu.check_request(vcpu, Request.EVENT)
+        cpu.check_request(vcpu, KVM_REQ_EVENT)
     cpu.preempt_disable()
-    if cpu.kvm.entry_order is EntryOrder.V2013:
+    if cpu.kvm.entry_order is ENTRY_ORDER_2013:
         prepare_entry_2013(cpu, vcpu)
     else:
         prepare_entry(cpu, vcpu)
     if kvm_vcpu_exit_request(cpu, vcpu):
-        cpu.store_mode(vcpu, Mode.OUTSIDE_GUEST_MODE)
+        cpu.store_mode(vcpu, OUTSIDE_GUEST_MODE)
         cpu.local_irq_enable()
         cpu.preempt_enable()
         return
     reason = enter_until_slow_exit(cpu, vcpu)
     # Interrupts are still off: no handler on this pCPU can ever see IN_GUEST_MODE.  The elision
     # in kvm_vcpu_trigger_posted_interrupt() rests on it.
-    cpu.store_mode(vcpu, Mode.OUTSIDE_GUEST_MODE)
-    if reason == ExitReason.EXTERNAL_INTERRUPT:
+    cpu.store_mode(vcpu, OUTSIDE_GUEST_MODE)
+    if reason == EXIT_REASON_EXTERNAL_INTERRUPT:
         # vmx_handle_exit_irqoff(): the host's handler runs here, mode OUTSIDE, vCPU running.
         vector = cpu.exit_interrupt_vector()
         do_irq(cpu, vector)
@@ -79,7 +97,7 @@ def prepare_entry(cpu: Cpu, vcpu: int) -> None:
     # Mode before ON; pairs with ON before mode in vmx_deliver_posted_interrupt().  Without the
     # fence both sides may read the old value: the sender sees OUTSIDE_GUEST_MODE and only wakes,
     # we see ON = 0 and enter, and a guest that spins never hears of it.
-    cpu.store_mode(vcpu, Mode.IN_GUEST_MODE)
+    cpu.store_mode(vcpu, IN_GUEST_MODE)
     cpu.smp_mb()
     # After the mode store (B04): from here on whoever posts sends a vector.
     vmx_sync_pir_to_irr(cpu, vcpu)
@@ -88,14 +106,14 @@ def prepare_entry(cpu: Cpu, vcpu: int) -> None:
 def prepare_entry_2013(cpu: Cpu, vcpu: int) -> None:
     """The order of a20ed54d6e47 (v3.10) to v4.10: both holes were hidden by KVM_REQ_EVENT."""
     vmx_sync_pir_to_irr(cpu, vcpu)
-    cpu.store_mode(vcpu, Mode.IN_GUEST_MODE)
+    cpu.store_mode(vcpu, IN_GUEST_MODE)
     cpu.smp_mb()
     cpu.local_irq_disable()
 
 
 def kvm_vcpu_exit_request(cpu: Cpu, vcpu: int) -> bool:
     """Is there a reason not to enter after all?  Kernel: same name."""
-    if cpu.load_mode(vcpu) == Mode.EXITING_GUEST_MODE:
+    if cpu.load_mode(vcpu) == EXITING_GUEST_MODE:
         return True
     if cpu.request_pending(vcpu):
         return True
@@ -110,29 +128,29 @@ def enter_until_slow_exit(cpu: Cpu, vcpu: int) -> int:
     while True:
         reason = run_guest(cpu, vcpu)
         fastpath = vmx_exit_handlers_fastpath(cpu, vcpu, reason)
-        if fastpath == Fastpath.NONE:
+        if fastpath == EXIT_FASTPATH_NONE:
             return reason
-        if fastpath == Fastpath.EXIT_HANDLED:
+        if fastpath == EXIT_FASTPATH_EXIT_HANDLED:
             return -1
         # Back into the guest, mode untouched: whatever the handler posted to this very vCPU was
         # not notified (9b44423bf4c8), so the sync is what delivers it.
         order = cpu.kvm.reentry_order
-        if order is ReentryOrder.SYNC_FIRST:
+        if order is SYNC_FIRST:
             vmx_sync_pir_to_irr(cpu, vcpu)
         if kvm_vcpu_exit_request(cpu, vcpu):
             return -1
-        if order is ReentryOrder.SYNC_LAST:  # before de7cd3f6761f (B02)
+        if order is SYNC_LAST:  # before de7cd3f6761f (B02)
             vmx_sync_pir_to_irr(cpu, vcpu)
 
 
 def vmx_exit_handlers_fastpath(cpu: Cpu, vcpu: int, reason: int) -> Fastpath:
     """Exits handled with interrupts off and the mode still IN_GUEST_MODE.  Kernel: same name."""
-    if reason == ExitReason.MSR_WRITE:
+    if reason == EXIT_REASON_MSR_WRITE:
         return handle_fastpath_set_msr_irqoff(cpu, vcpu)
-    if reason == ExitReason.PREEMPTION_TIMER:
+    if reason == EXIT_REASON_PREEMPTION_TIMER:
         kvm_lapic_expired_hv_timer(cpu, vcpu)
-        return Fastpath.REENTER_GUEST
-    return Fastpath.NONE
+        return EXIT_FASTPATH_REENTER_GUEST
+    return EXIT_FASTPATH_NONE
 
 
 def handle_fastpath_set_msr_irqoff(cpu: Cpu, vcpu: int) -> Fastpath:
@@ -141,12 +159,12 @@ def handle_fastpath_set_msr_irqoff(cpu: Cpu, vcpu: int) -> Fastpath:
     if msr == MSR_X2APIC_ICR:
         kvm_x2apic_icr_write(cpu, value)
         cpu.skip_emulated_instruction()
-        return Fastpath.EXIT_HANDLED
+        return EXIT_FASTPATH_EXIT_HANDLED
     if msr == MSR_TSC_DEADLINE:
         kvm_set_lapic_tscdeadline_msr(cpu, vcpu, value)
         cpu.skip_emulated_instruction()
-        return Fastpath.REENTER_GUEST
-    return Fastpath.NONE
+        return EXIT_FASTPATH_REENTER_GUEST
+    return EXIT_FASTPATH_NONE
 
 
 def kvm_x2apic_icr_write(cpu: Cpu, icr: int) -> None:
@@ -159,14 +177,14 @@ def kvm_x2apic_icr_write(cpu: Cpu, icr: int) -> None:
 
 def vmx_handle_exit(cpu: Cpu, vcpu: int, reason: int) -> None:
     """The slow handlers, interrupts on.  Kernel: same name, vmx.c."""
-    if reason == ExitReason.HLT:
+    if reason == EXIT_REASON_HLT:
         kvm_emulate_halt(cpu, vcpu)
 
 
 def kvm_emulate_halt(cpu: Cpu, vcpu: int) -> None:
     """Kernel: same name, x86.c."""
     cpu.skip_emulated_instruction()
-    cpu.set_mp_state(vcpu, MpState.HALTED)
+    cpu.set_mp_state(vcpu, KVM_MP_STATE_HALTED)
 
 
 def vcpu_block(cpu: Cpu, vcpu: int) -> None:
@@ -180,7 +198,7 @@ def vcpu_block(cpu: Cpu, vcpu: int) -> None:
             kvm_lapic_switch_to_hv_timer(cpu, vcpu)
         if not unhalted:
             return
-    cpu.set_mp_state(vcpu, MpState.RUNNABLE)
+    cpu.set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE)
 
 
 def block_under_scheme(cpu: Cpu, vcpu: int) -> bool:

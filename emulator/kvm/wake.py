@@ -5,8 +5,8 @@ Pure protocol text.  Called by `deliver`, `timer`, `irq`; what the woken thread 
 Kernel: kvm_vcpu_wake_up(), kvm_vcpu_kick(), virt/kvm/kvm_main.c.
 """
 
-from emulator.events import Event
-from emulator.hardware.vectors import RESCHEDULE_VECTOR, Mode
+from emulator.events import KICK
+from emulator.hardware.vectors import EXITING_GUEST_MODE, IN_GUEST_MODE, RESCHEDULE_VECTOR
 from emulator.kvm.cpu import Cpu
 
 
@@ -26,14 +26,14 @@ def kvm_vcpu_kick(cpu: Cpu, vcpu: int) -> bool:
     if cpu.running_vcpu() == vcpu:
         # Our own vCPU: we run on its pCPU, so nobody enters meanwhile.  A plain store will do
         # (aefdc2ed445e), and an interrupt to ourselves would be a waste.
-        if cpu.load_mode(vcpu) == Mode.IN_GUEST_MODE:
-            cpu.store_mode(vcpu, Mode.EXITING_GUEST_MODE)
+        if cpu.load_mode(vcpu) == IN_GUEST_MODE:
+            cpu.store_mode(vcpu, EXITING_GUEST_MODE)
         return False
     # The one transition that another CPU may make.  It fails harmlessly if the vCPU has left
     # guest mode by itself: it reads its requests before it enters again.
-    if cpu.cmpxchg_mode(vcpu, Mode.IN_GUEST_MODE, Mode.EXITING_GUEST_MODE) == Mode.IN_GUEST_MODE:
+    if cpu.cmpxchg_mode(vcpu, IN_GUEST_MODE, EXITING_GUEST_MODE) == IN_GUEST_MODE:
         dest = cpu.load_vcpu_cpu(vcpu)
         if dest != cpu.smp_processor_id():
             cpu.send_ipi(dest, RESCHEDULE_VECTOR, vcpu)
-            cpu.trace(Event.KICK, vcpu)
+            cpu.trace(KICK, vcpu)
     return False

@@ -33,7 +33,6 @@ from typing import Any, Final, Self
 import msgpack
 
 from emulator.config.model import Cell, Via, to_plain
-from emulator.hardware.apicv import VIRR
 from emulator.hardware.vectors import POSTED_INTR_VECTOR, ExitReason
 from emulator.machine.errors import HostError, RunBroken
 from emulator.machine.fabric import (
@@ -59,7 +58,7 @@ from emulator.machine.memory import (
 from emulator.machine.recorder import Drain
 from emulator.machine.stats import Stat
 from emulator.machine.watchdog import Loss, Watchdog
-from emulator.machine.words import AllWords
+from emulator.machine.words import all_words
 
 START_DEADLINE_S: Final = 30.0
 STOP_DEADLINE_S: Final = 10.0
@@ -161,7 +160,7 @@ class Cluster:
             ring_records=1 << (16 if processes <= 16 else 14),
         )
         self._memory = Memory.create(self.runtime / "memory", shape)
-        self._words = AllWords(self._memory)
+        self._words = all_words(self._memory)
         for vcpu in cell.vcpus:
             words = self._words[vcpu.index]
             # vCPU reset (vmx_vcpu_reset): NV = POSTED_INTR_VECTOR, SN = 1 until the first load.
@@ -378,7 +377,7 @@ class Cluster:
             vcpus.append(
                 {
                     "pir_pending": bits(words.desc.pir()),
-                    "virr_pending": bits(words.page.bits(VIRR)),
+                    "virr_pending": bits(memory.virr(vcpu)),
                     "on": control & 1,
                     "sn": control >> 1 & 1,
                     "blocked": blocked[vcpu] if blocked else False,

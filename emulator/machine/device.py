@@ -67,7 +67,7 @@ class Device:
     def _run(self) -> None:
         """Raise each load's interrupts at their due times until the load is over."""
         start = self._memory.view.load_u64(H_T0)
-        recorder = Recorder(self._memory, self._cell.pcpus + self._device, self._source)
+        recorder = Recorder(self._memory, self._cell.pcpus + self._device)
         vectors = host_vectors(self._cell)
         streams = [
             (load, due_times(stream_of(load), start, self._cell.run.seed), [0])
@@ -94,7 +94,9 @@ class Device:
         assert load.on_pcpu is not None
         self._ids += 1
         begin = monotonic_ns()
-        recorder.record(begin, Event.RAISE, target, vector, due, self._ids, 1 + load.index)
+        number = 1 + load.index
+        recorder.append((begin, due, self._ids, Event.RAISE, vector, self._source, target, number))
+        recorder.flush()
         message = (1, vector, self._source, target, self._ids, begin, 1 + load.index, due)
         self._fabric.send(load.on_pcpu, message)
 

@@ -10,7 +10,6 @@ from time import monotonic_ns
 from typing import Final
 
 from emulator.events import NO_VCPU, Event
-from emulator.hardware.apicv import VIRR
 from emulator.hardware.cpu import Control
 from emulator.hardware.vectors import RESCHEDULE_VECTOR, Mode
 from emulator.kvm.block import next_halt_poll_ns
@@ -28,6 +27,15 @@ NOT_ON: Final = ~ON & 0xFFFF_FFFF_FFFF_FFFF
 NOT_SN: Final = ~SN & 0xFFFF_FFFF_FFFF_FFFF
 NO_PCPU: Final = 0xFFFF_FFFF  # vcpu->pre_pcpu = -1
 
+# Plain integers: looking a member up through its class costs more than the step.
+POST: Final = int(Event.POST)
+POST_PIR_SET: Final = int(Event.POST_PIR_SET)
+SYNC: Final = int(Event.SYNC)
+HOST_IRQ: Final = int(Event.HOST_IRQ)
+HALT: Final = int(Event.HALT)
+HALT_POLL: Final = int(Event.HALT_POLL)
+SYNCS_ON: Final = int(Stat.SYNCS_ON)
+SYNCS_OFF: Final = int(Stat.SYNCS_OFF)
 RUNNING: Final = int(TaskState.RUNNING)
 INTERRUPTIBLE: Final = int(TaskState.INTERRUPTIBLE)
 SLEEPING: Final = int(TaskState.SLEEPING)
@@ -44,8 +52,8 @@ class LiveCpu(Processor):
         self._timer_cause: dict[int, tuple[int, int]] = {}
 
     def _step(self) -> None:
-        """The end of a step with interrupts possibly on."""
-        if self.irqs_on and (self._rung() != self.arrived or self.sw_timers or self.lapic.irr):
+        """The end of a step with interrupts on: does one arrive here?"""
+        if self._rung() != self.arrived or self.sw_timers or self.lapic.irr:
             self.window()
 
     # -- the PI descriptor -------------------------------------------------------------------------
@@ -54,52 +62,62 @@ class LiveCpu(Processor):
         mask = 1 << (vector & 63)
         was = self.words[vcpu].desc.set_pir[vector >> 6](mask) & mask
         load, due = self.cause
-        kind = Event.POST_PIR_SET if was else Event.POST
-        self.record(monotonic_ns(), kind, vcpu, vector, due, 0, load)
-        self._step()
+        kind = POST_PIR_SET if was else POST
+        self.note((monotonic_ns(), due, 0, kind, vector, self.pcpu, vcpu, load))
+        if self.irqs_on:
+            self._step()
         return was != 0
 
     def pi_test_and_set_on(self, vcpu: int) -> bool:
         was = self.words[vcpu].desc.set_control(ON) & ON
-        self._step()
+        if self.irqs_on:
+            self._step()
         return was != 0
 
     def pi_test_and_set_on_unless_sn(self, vcpu: int, urgent: bool) -> Control:
         desc = self.words[vcpu].desc
         old = desc.set_on_unless_sn(urgent)
-        self._step()
+        if self.irqs_on:
+            self._step()
         return control_of(old)
 
     def pi_clear_on(self, vcpu: int) -> None:
         self.words[vcpu].desc.clear_control(NOT_ON)
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     def pi_set_on(self, vcpu: int) -> None:
         self.words[vcpu].desc.set_control(ON)
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     def pi_set_sn(self, vcpu: int) -> None:
         self.words[vcpu].desc.set_control(SN)
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     def pi_clear_sn(self, vcpu: int) -> None:
         self.words[vcpu].desc.clear_control(NOT_SN)
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     def pi_test_on(self, vcpu: int) -> bool:
         on = self.words[vcpu].desc.control() & ON
-        self.stats[Stat.SYNCS_ON if on else Stat.SYNCS_OFF] += 1
-        self._step()
+        self.stats[SYNCS_ON if on else SYNCS_OFF] += 1
+        if self.irqs_on:
+            self._step()
         return on != 0
 
     def pi_is_pir_empty(self, vcpu: int) -> bool:
         empty = self.words[vcpu].desc.pir() == 0
-        self._step()
+        if self.irqs_on:
+            self._step()
         return empty
 
     def pi_read_control(self, vcpu: int) -> Control:
         value = self.words[vcpu].desc.control()
-        self._step()
+        if self.irqs_on:
+            self._step()
         return control_of(value)
 
     def pi_update_control(self, vcpu: int, nv: int, ndst: int, sn: bool) -> bool:
@@ -108,28 +126,30 @@ class LiveCpu(Processor):
         if ndst >= 0:
             value |= ndst << NDST_SHIFT
         wrote = self.words[vcpu].desc.update_control(keep, value)
-        self._step()
+        if self.irqs_on:
+            self._step()
         return wrote & ON != 0
 
     def pi_harvest(self, vcpu: int) -> int:
         words = self.words[vcpu]
         found = words.desc.harvest()
-        if not found:
+        self.harvests += 1
+        highest = found.bit_length() - 1
+        if found:
+            page = words.page
+            merged = page.virr & found
+            page.virr |= found
+            flags = 0 if self.lp.in_root else 1
+            now = monotonic_ns()
+            while found:
+                vector = found.bit_length() - 1
+                bit = 1 << vector
+                found ^= bit
+                arg = flags | 2 if merged & bit else flags
+                self.note((now, arg, 0, SYNC, vector, self.pcpu, vcpu, 0))
+        if self.irqs_on:
             self._step()
-            return -1
-        words.harvested(1)
-        page = words.page
-        now = monotonic_ns()
-        flags = 0 if self.lp.in_root else 1
-        rest = found
-        while rest:
-            vector = rest.bit_length() - 1
-            rest ^= 1 << vector
-            merged = 2 if page.test_bit(VIRR, vector) else 0
-            page.set_bit(VIRR, vector)
-            self.record(now, Event.SYNC, vcpu, vector, flags | merged, 0, 0)
-        self._step()
-        return found.bit_length() - 1
+        return highest
 
     # -- the local APIC and the virtual APIC -------------------------------------------------------
 
@@ -146,10 +166,10 @@ class LiveCpu(Processor):
         self.lp.vapic.evaluate()
 
     def find_highest_virr(self, vcpu: int) -> int:
-        return self.words[vcpu].page.top(VIRR) or -1
+        return self.words[vcpu].page.virr.bit_length() - 1
 
     def set_rvi(self, vector: int) -> None:
-        self.vmcs[self.current].rvi = max(vector, 0)
+        self.loaded.rvi = vector if vector > 0 else 0  # noqa: FURB136  half the time
 
     def interrupt_allowed(self, vcpu: int) -> bool:
         guest = self.vmcs[vcpu].guest
@@ -162,62 +182,67 @@ class LiveCpu(Processor):
 
     def skip_emulated_instruction(self) -> None:
         assert self.guest is not None
-        self.guest.skip_instruction()
+        self.guest.pc += 1
+        self.lp.guest.interruptibility = 0  # vmx_set_interrupt_shadow(vcpu, 0)
 
     def send_ipi(self, pcpu: int, vector: int, vcpu: int) -> None:
         self.post_ipi(pcpu, vector, vcpu)
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     # -- non-root operation ------------------------------------------------------------------------
-
-    def vm_entry(self, vcpu: int) -> None:
-        self.enter(vcpu)
-
-    def non_root_event(self, vcpu: int) -> int:
-        return self.run_instructions()
 
     # -- struct kvm_vcpu ---------------------------------------------------------------------------
 
     def store_mode(self, vcpu: int, mode: Mode) -> None:
         self.words[vcpu].mode_store(mode)
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     def load_mode(self, vcpu: int) -> int:
         mode = self.words[vcpu].mode_load()
-        self._step()
+        if self.irqs_on:
+            self._step()
         return mode
 
     def cmpxchg_mode(self, vcpu: int, old: Mode, new: Mode) -> int:
         found = self.words[vcpu].mode.cas(old, new)
-        self._step()
+        if self.irqs_on:
+            self._step()
         return found
 
     def store_vcpu_cpu(self, vcpu: int, pcpu: int) -> None:
         self.words[vcpu].cpu.store(pcpu)
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     def load_vcpu_cpu(self, vcpu: int) -> int:
         pcpu = self.words[vcpu].cpu.load()
-        self._step()
+        if self.irqs_on:
+            self._step()
         return pcpu
 
     def make_request(self, vcpu: int, request: Request) -> None:
         self.words[vcpu].requests.fetch_or(request)
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     def request_pending(self, vcpu: int) -> bool:
         pending = self.words[vcpu].requests.load()
-        self._step()
+        if self.irqs_on:
+            self._step()
         return pending != 0
 
     def check_request(self, vcpu: int, request: Request) -> bool:
         was = self.words[vcpu].requests.fetch_and(~request & 0xFFFF_FFFF) & request
-        self._step()
+        if self.irqs_on:
+            self._step()
         return was != 0
 
     def load_has_pi_sender(self, vcpu: int) -> bool:
         has = self.words[vcpu].has_pi_sender.load()
-        self._step()
+        if self.irqs_on:
+            self._step()
         return has != 0
 
     def mp_state(self, vcpu: int) -> int:
@@ -234,7 +259,12 @@ class LiveCpu(Processor):
         self.running = vcpu
         if vcpu >= 0:
             self.current = vcpu
+            self.loaded = self.vmcs[vcpu]
+            self.page = self.words[vcpu].page
             self.guest = self.guests[vcpu]
+            self._guest_step = self.guest.step
+            self.harvests = self.words[vcpu].harvests.load()
+            self._publish_harvests = self.words[vcpu].harvests.store
 
     # -- interrupts and preemption of this pCPU ----------------------------------------------------
 
@@ -257,7 +287,8 @@ class LiveCpu(Processor):
 
     def smp_mb(self) -> None:
         smp_mb()
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     def host_work_pending(self) -> bool:
         return self.stopping
@@ -284,7 +315,7 @@ class LiveCpu(Processor):
         self.accepted(vector)
         do_irq(self, vector)
         self._store_busy(0)
-        self.record(begin, Event.HOST_IRQ, NO_VCPU, vector, monotonic_ns(), 0, 0)
+        self.note((begin, monotonic_ns(), 0, HOST_IRQ, vector, self.pcpu, NO_VCPU, 0))
         self.cause = outer
 
     def accepted(self, vector: int) -> None:
@@ -296,20 +327,23 @@ class LiveCpu(Processor):
 
     def prepare_to_rcuwait(self, vcpu: int) -> None:
         self.words[vcpu].waiter.store(1)
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     def finish_rcuwait(self, vcpu: int) -> None:
         words = self.words[vcpu]
         words.task_state.store(RUNNING)
         words.waiter.store(0)
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     def vcpu_is_blocking(self, vcpu: int) -> bool:
         return self.words[vcpu].waiter.load() != 0
 
     def set_current_state(self, vcpu: int, state: TaskState) -> None:
         self.words[vcpu].task_state.exchange(state)
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     def rcuwait_wake_up(self, vcpu: int) -> bool:
         """try_to_wake_up(): a thread still on its pCPU only changes state; a sleeping one is
@@ -318,11 +352,13 @@ class LiveCpu(Processor):
         smp_mb()
         words = self.words[vcpu]
         if not words.waiter.load():
-            self._step()
+            if self.irqs_on:
+                self._step()
             return False
         state = words.task_state
         if state.cas(INTERRUPTIBLE, RUNNING) == INTERRUPTIBLE:
-            self._step()
+            if self.irqs_on:
+                self._step()
             return True
         woken = state.cas(SLEEPING, RUNNING) == SLEEPING
         if woken:
@@ -330,12 +366,14 @@ class LiveCpu(Processor):
             self.stats[Stat.HALT_WAKEUP] += 1
             if pcpu != self.pcpu:
                 self.tell_runnable(pcpu, vcpu)
-        self._step()
+        if self.irqs_on:
+            self._step()
         return woken
 
     def deactivate_task(self, vcpu: int) -> bool:
         gone = self.words[vcpu].task_state.cas(INTERRUPTIBLE, SLEEPING) == INTERRUPTIBLE
-        self._step()
+        if self.irqs_on:
+            self._step()
         return gone
 
     def context_switch(self, vcpu: int) -> None:
@@ -360,7 +398,8 @@ class LiveCpu(Processor):
 
     def wakeup_list_unlock(self, pcpu: int) -> None:
         self.memory.u32(self.memory.pcpu(pcpu, P_LIST_LOCK)).store(0)
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     def wakeup_list_add(self, pcpu: int, vcpu: int) -> None:
         self.wakeup_list_lock(pcpu)
@@ -421,16 +460,19 @@ class LiveCpu(Processor):
 
     def timer_pending_inc(self, vcpu: int) -> None:
         self.words[vcpu].timer_pending.fetch_add(1)
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     def timer_pending(self, vcpu: int) -> bool:
         pending = self.words[vcpu].timer_pending.load()
-        self._step()
+        if self.irqs_on:
+            self._step()
         return pending != 0
 
     def timer_pending_clear(self, vcpu: int) -> None:
         self.words[vcpu].timer_pending.exchange(0)
-        self._step()
+        if self.irqs_on:
+            self._step()
 
     def expired_sw_timer(self) -> int:
         now = monotonic_ns()
@@ -451,7 +493,8 @@ class LiveCpu(Processor):
 
     def halt_poll_open(self, vcpu: int) -> bool:
         os.sched_yield()
-        self._step()
+        if self.irqs_on:
+            self._step()
         return monotonic_ns() < self._halt_start + self._poll_window.get(vcpu, 0)
 
     def halt_done(self, vcpu: int, waited: bool) -> None:
@@ -459,8 +502,8 @@ class LiveCpu(Processor):
         window = self._poll_window.get(vcpu, 0)
         if window and not waited:
             self.stats[Stat.HALT_SUCCESSFUL_POLL] += 1
-            self.record(self._halt_start, Event.HALT_POLL, vcpu, 0, now, 1, 0)
-        self.record(self._halt_start, Event.HALT, vcpu, 0, now, int(waited), 0)
+            self.note((self._halt_start, now, 1, HALT_POLL, 0, self.pcpu, vcpu, 0))
+        self.note((self._halt_start, now, int(waited), HALT, 0, self.pcpu, vcpu, 0))
         self._poll_window[vcpu] = next_halt_poll_ns(
             window, now - self._halt_start, True, self.kvm.halt_poll_ns
         )
@@ -468,7 +511,7 @@ class LiveCpu(Processor):
     # -- tracing -----------------------------------------------------------------------------------
 
     def trace(self, event: Event, vcpu: int, vector: int = 0, arg: int = 0) -> None:
-        self.record(monotonic_ns(), event, vcpu, vector, arg, 0, self.cause[0])
+        self.note((monotonic_ns(), arg, 0, event, vector, self.pcpu, vcpu, self.cause[0]))
 
     def tell_runnable(self, pcpu: int, vcpu: int) -> None:
         """ttwu_queue(): the other pCPU's idle loop must look at its run queue."""

@@ -24,7 +24,7 @@ from typing import Final
 from atomicshm import AtomicU32, AtomicU64, AtomicView, fence
 
 from emulator.events import RECORD_BYTES
-from emulator.hardware.apicv import PAGE_BYTES, ApicPage
+from emulator.hardware.apicv import PAGE_BYTES, VIRR, VISR, ApicPage
 from emulator.machine.errors import HostError
 
 MAGIC: Final = 0x31424C5249500001  # "PIRLB1", layout 1
@@ -63,6 +63,7 @@ V_PRE_PCPU: Final = 156
 V_TSCDEADLINE: Final = 192
 V_SCHED_INS: Final = 200  # times loaded
 V_HARVESTS: Final = 208  # times PIR has been taken: the watchdog's sign of life
+V_VIRR: Final = 256  # 32 bytes VIRR, 32 bytes VISR: what SharedApicPage.write_back() wrote
 
 VCPUS_LIMIT: Final = 256  # four list words
 
@@ -112,35 +113,72 @@ class Shape:
 
 
 class SharedApicPage(ApicPage):
-    """A virtual-APIC page in the mapped file.
+    """A vCPU's virtual-APIC page in the mapped file, VISR and VIRR held by the pCPU that runs it.
 
-    VIRR bits change under a lock: while APICv is inhibited other CPUs set them too
-    (kvm_lapic_set_irr), and VISR costs nothing extra to treat alike.
+    Between load and put only that pCPU touches the two (invariant I7), as a processor may keep
+    them: here as two integers, because each bit operation on shared memory costs as much as a
+    step.  `write_back()` puts them where the next pCPU and the launcher read them.
     """
 
-    __slots__ = ("_and", "_or")
+    __slots__ = ("_at", "_buffer", "_written", "virr", "visr")
 
     def __init__(self, memory: "Memory", vcpu: int) -> None:
         base = memory.shape.page_base + vcpu * PAGE_BYTES
         super().__init__(memory.buffer[base : base + PAGE_BYTES])
-        cells = [memory.u32(base + offset) for offset in range(0x100, 0x280, 16)]
-        self._or = [cell.fetch_or for cell in cells]  # VISR, VTMR, VIRR: eight dwords each
-        self._and = [cell.fetch_and for cell in cells]
+        self._buffer = memory.buffer
+        self._at = memory.vcpu(vcpu, V_VIRR)
+        self.read_back()
+
+    def read_back(self) -> None:
+        """Take over what the pCPU that ran the vCPU last wrote back."""
+        at = self._at
+        self.virr = int.from_bytes(self._buffer[at : at + 32], "little")
+        self.visr = int.from_bytes(self._buffer[at + 32 : at + 64], "little")
+        self._written = (self.virr, self.visr)
+
+    def write_back(self) -> None:
+        """Publish VISR and VIRR if they have changed."""
+        now = (self.virr, self.visr)
+        if now == self._written:
+            return
+        self._written = now
+        at = self._at
+        self._buffer[at : at + 32] = self.virr.to_bytes(32, "little")
+        self._buffer[at + 32 : at + 64] = self.visr.to_bytes(32, "little")
 
     def set_bit(self, base: int, vector: int) -> None:
-        self._or[(base - 0x100 >> 4) + (vector >> 5)](1 << (vector & 31))
+        if base == VIRR:
+            self.virr |= 1 << vector
+        else:
+            self.visr |= 1 << vector
 
     def clear_bit(self, base: int, vector: int) -> None:
-        self._and[(base - 0x100 >> 4) + (vector >> 5)](~(1 << (vector & 31)) & 0xFFFF_FFFF)
+        if base == VIRR:
+            self.virr &= ~(1 << vector)
+        else:
+            self.visr &= ~(1 << vector)
+
+    def test_bit(self, base: int, vector: int) -> bool:
+        return self.bits(base) >> vector & 1 == 1
 
     def or_bits(self, base: int, bits256: int) -> None:
-        dword = base - 0x100 >> 4
-        while bits256:
-            low = bits256 & 0xFFFF_FFFF
-            if low:
-                self._or[dword](low)
-            bits256 >>= 32
-            dword += 1
+        if base == VIRR:
+            self.virr |= bits256
+        else:
+            self.visr |= bits256
+
+    def bits(self, base: int) -> int:
+        return self.virr if base == VIRR else self.visr
+
+    def top(self, base: int) -> int:
+        length = (self.virr if base == VIRR else self.visr).bit_length()
+        return length - 1 if length else 0
+
+    def read32(self, offset: int) -> int:
+        base = offset & ~0x7F
+        if base in (VISR, VIRR) and not offset & 15:
+            return self.bits(base) >> 2 * (offset - base) & 0xFFFF_FFFF
+        return super().read32(offset)
 
 
 class Memory:
@@ -214,6 +252,11 @@ class Memory:
         """The offset of a process's ring; pCPUs first, then devices."""
         return self.shape.ring_base + process * self.shape.ring_bytes
 
+    def virr(self, vcpu: int) -> int:
+        """A vCPU's VIRR as last written back, 256 bits."""
+        at = self.vcpu(vcpu, V_VIRR)
+        return int.from_bytes(self.buffer[at : at + 32], "little")
+
     def phase(self) -> int:
         return self.view.load_u32(H_PHASE)
 
@@ -224,12 +267,13 @@ class Memory:
 class PiDesc:
     """One PI descriptor in the mapped file: each method is one locked instruction or one load."""
 
-    __slots__ = ("_control", "_pir", "clear_control", "control", "set_control", "set_pir")
+    __slots__ = ("_control", "_pir", "_words", "clear_control", "control", "set_control", "set_pir")
 
     def __init__(self, memory: Memory, vcpu: int) -> None:
         base = memory.vcpu(vcpu, 0)
         assert base % 64 == 0
         self._pir = [memory.u64(base + 8 * i) for i in range(4)]
+        self._words = [(cell.load, cell.exchange, 64 * i) for i, cell in enumerate(self._pir)]
         self._control = memory.u64(base + V_CONTROL)
         self.set_pir = [cell.fetch_or for cell in self._pir]  # [word](mask) -> old word
         self.control = self._control.load
@@ -239,11 +283,9 @@ class PiDesc:
     def harvest(self) -> int:
         """Read all four words, exchange each non-zero one with 0: what was found, 256 bits."""
         found = 0
-        shift = 0
-        for cell in self._pir:
-            if cell.load():
-                found |= cell.exchange(0) << shift
-            shift += 64
+        for load, exchange, shift in self._words:
+            if load():
+                found |= exchange(0) << shift
         return found
 
     def pir(self) -> int:

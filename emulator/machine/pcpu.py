@@ -134,7 +134,7 @@ class Pcpu:
 
     def _run(self) -> None:
         """Be a physical CPU until the launcher stops it."""
-        recorder = Recorder(self._memory, self._pcpu, self._pcpu)
+        recorder = Recorder(self._memory, self._pcpu)
         cpu = LiveCpu(self._memory, self._fabric, self._cell, self._pcpu, recorder, self._arrived)
         mine = [v.index for v in self._cell.vcpus if v.pcpu == self._pcpu]
         for vcpu in mine:
@@ -145,6 +145,7 @@ class Pcpu:
         while not cpu.stopping:
             cpu.idle()
         self._arrived = cpu.arrived
+        cpu.flush()
         log("stopped")
         pending = [v for v in range(256) if cpu.lapic.irr >> v & 1]
         self._fabric.report(["stopped", self._pcpu, pending])

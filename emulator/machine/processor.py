@@ -9,6 +9,8 @@ hardware cannot.
 
 import os
 import select
+from array import array
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any, Final
 
@@ -28,13 +30,21 @@ from emulator.hardware.vectors import (
     ExitReason,
 )
 from emulator.hardware.vmcs import Controls, Vmcs
-from emulator.hardware.vmx import LogicalProcessor
+from emulator.hardware.vmx import LogicalProcessor, Outcome
 from emulator.kvm.params import TaskState
 from emulator.machine.fabric import CMD_STOP, Fabric, Message
-from emulator.machine.memory import P_ARRIVED, P_BUSY, P_RUNG, P_STATS, STATS_MAX, Memory
-from emulator.machine.recorder import Recorder
+from emulator.machine.memory import (
+    P_ARRIVED,
+    P_BUSY,
+    P_RUNG,
+    P_STATS,
+    STATS_MAX,
+    Memory,
+    SharedApicPage,
+)
+from emulator.machine.recorder import PENDING_MAX, Recorder
 from emulator.machine.stats import Stat
-from emulator.machine.words import AllWords
+from emulator.machine.words import all_words
 
 KVM_CONTROLS: Final = Controls(
     external_interrupt_exiting=True,
@@ -58,6 +68,17 @@ IRQ_STATS: Final = {
     RESCHEDULE_VECTOR: Stat.IRQ_RES,
     LOCAL_TIMER_VECTOR: Stat.IRQ_LOC,
 }
+
+# Plain integers: looking a member up through its class costs CPython 3.11 a tenth of a microsecond.
+NOTIFY: Final = int(Event.NOTIFY)
+ARRIVE: Final = int(Event.ARRIVE)
+ARRIVE_MERGED: Final = int(Event.ARRIVE_MERGED)
+ACCEPT: Final = int(Event.ACCEPT)
+DELIVER: Final = int(Event.DELIVER)
+EOI: Final = int(Event.EOI)
+EXIT: Final = int(Event.EXIT)
+LOOKS: Final = int(Stat.LOOKS)
+FASTPATH_REENTER: Final = int(Stat.FASTPATH_REENTER)
 
 IDLE_MAX_S: Final = 0.5  # an idle pCPU looks up this often whatever happens
 PREEMPTION_TIMER: Final = int(ExitReason.PREEMPTION_TIMER)
@@ -83,11 +104,14 @@ class Processor:
         self.memory = memory
         self.fabric = fabric
         self.pcpu = pcpu
-        self.record = recorder.record
-        self.words = AllWords(memory)
+        self.recorder = recorder
+        self.note = recorder.append
+        self.words = all_words(memory)
         self.lapic = LocalApic(pcpu)
         self.lp = LogicalProcessor(self.lapic, self)
         self.vmcs: dict[int, Vmcs] = {}
+        self.loaded: Vmcs  # the current one, its page, its guest
+        self.page: SharedApicPage | None = None
         self.guests: dict[int, Guest] = {}
         self.guest: Guest | None = None
         self.current = -1  # the vCPU whose VMCS is current
@@ -103,17 +127,30 @@ class Processor:
         self._store_busy = memory.u64(memory.pcpu(pcpu, P_BUSY)).store
         self.arrived = arrived
         self._ids = pcpu << 40
+        self.harvests = 0
+        self._publish_harvests: Callable[[int], None]
+        self._guest_step: Callable[[], Outcome]
         self._exit_ts = 0
         self._exit_reason = 0
         self._straight_back = False
         base = memory.pcpu(pcpu, P_STATS)
-        self.stats = memory.buffer[base : base + 8 * STATS_MAX].cast("Q")
+        self.published = memory.buffer[base : base + 8 * STATS_MAX].cast("Q")
+        self.stats = array("Q", bytes(8 * STATS_MAX))
 
     # -- the fabric -> the local APIC --------------------------------------------------------------
 
+    def flush(self) -> None:
+        """Publish what was kept back while there was something better to do."""
+        if self.recorder.pending:
+            self.recorder.flush()
+        if self.page is not None:
+            self.page.write_back()
+            self._publish_harvests(self.harvests)
+        self.published[:] = self.stats
+
     def look(self) -> bool:
         """Take what has arrived off the socket; false if nothing had."""
-        self.stats[Stat.LOOKS] += 1
+        self.stats[LOOKS] += 1
         message = self.fabric.receive()
         if message is None:
             return False
@@ -136,8 +173,8 @@ class Processor:
         merged = not self.lapic.accept(vector)
         if not merged:
             self.pending[vector] = (vcpu, ref, load, due)
-        kind = Event.ARRIVE_MERGED if merged else Event.ARRIVE
-        self.record(monotonic_ns(), kind, vcpu, vector, begin, ref, load)
+        kind = ARRIVE_MERGED if merged else ARRIVE
+        self.note((monotonic_ns(), begin, ref, kind, vector, self.pcpu, vcpu, load))
 
     def command(self, message: Message) -> None:
         """A command of the launcher that came while the pCPU runs."""
@@ -153,7 +190,7 @@ class Processor:
         load, due = self.cause
         begin = monotonic_ns()
         self.fabric.send(pcpu, (1, vector, self.pcpu, vcpu, ref, begin, load, due))
-        self.record(begin, Event.NOTIFY, vcpu, vector, monotonic_ns(), ref, load)
+        self.note((begin, monotonic_ns(), ref, NOTIFY, vector, self.pcpu, vcpu, load))
 
     # -- interrupts in root mode -------------------------------------------------------------------
 
@@ -188,7 +225,8 @@ class Processor:
         vcpu, ref, load, due = meta
         self.cause = (load, due)
         if vector == POSTED_INTR_VECTOR:
-            self.record(monotonic_ns(), Event.ACCEPT, vcpu, vector, self._met(vcpu), ref, load)
+            now = monotonic_ns()
+            self.note((now, self._met(vcpu), ref, ACCEPT, vector, self.pcpu, vcpu, load))
 
     def _met(self, vcpu: int) -> Met:
         if self.running not in (-1, vcpu):
@@ -202,6 +240,7 @@ class Processor:
 
     def idle(self) -> None:
         """Nothing to run: wait for a message or an hrtimer, and take the interrupts."""
+        self.flush()
         timeout = IDLE_MAX_S
         if self.sw_timers:
             first = min(self.sw_timers.values())
@@ -214,29 +253,29 @@ class Processor:
 
     # -- non-root operation ------------------------------------------------------------------------
 
-    def enter(self, vcpu: int) -> None:
+    def vm_entry(self, vcpu: int) -> None:
         """VM entry."""
         now = monotonic_ns()
         if self._exit_ts:
-            self.record(self._exit_ts, Event.EXIT, vcpu, 0, now, self._exit_reason, 0)
+            self.note((self._exit_ts, now, self._exit_reason, EXIT, 0, self.pcpu, vcpu, 0))
             if self._straight_back:
-                self.stats[Stat.FASTPATH_REENTER] += 1
-        self.lp.vm_entry(self.vmcs[vcpu])
+                self.stats[FASTPATH_REENTER] += 1
+            if len(self.recorder.pending) > PENDING_MAX:
+                self.recorder.flush()
+        self.lp.vm_entry(self.loaded)
 
-    def run_instructions(self) -> int:
+    def non_root_event(self, vcpu: int) -> int:
         """The guest, an instruction at a time, up to a notification or an exit."""
         lp = self.lp
         boundary = lp.boundary
-        guest = self.guest
-        assert guest is not None
-        step = guest.step
         rung = self._rung
+        step = self._guest_step
         while True:
-            if rung() != self.arrived:
-                self.look()
             outcome = boundary()
             if outcome is not None:
                 break
+            if rung() != self.arrived and self.look():
+                continue
             if self.hv_deadline and monotonic_ns() >= self.hv_deadline:
                 outcome = lp.vm_exit(PREEMPTION_TIMER)
                 break
@@ -262,10 +301,12 @@ class Processor:
             return
         vcpu, ref, load, _ = meta
         met = Met.IN_GUEST if vcpu == self.current else Met.OTHER_VCPU
-        self.record(monotonic_ns(), Event.ACCEPT, vcpu, POSTED_INTR_VECTOR, met, ref, load)
+        now = monotonic_ns()
+        self.note((now, met, ref, ACCEPT, POSTED_INTR_VECTOR, self.pcpu, vcpu, load))
 
     def _halted_in_guest(self) -> None:
         """HLT without an exit: the processor waits where it is."""
+        self.flush()
         timeout = IDLE_MAX_S
         if self.hv_deadline:
             timeout = max(0.0, (self.hv_deadline - monotonic_ns()) * 1e-9)
@@ -280,13 +321,14 @@ class Processor:
     def pause(self) -> None:
         # A spinner must let its own I/O thread have the core: the p99 of a hop on two cores
         # falls from milliseconds to 50 us, and its median too.
+        self.flush()
         os.sched_yield()
 
     def on_eoi(self, vector: int) -> None:
-        self.record(monotonic_ns(), Event.EOI, self.current, vector, 0, 0, 0)
+        self.note((monotonic_ns(), 0, 0, EOI, vector, self.pcpu, self.current, 0))
 
     def interrupt(self, vector: int) -> None:
-        self.record(monotonic_ns(), Event.DELIVER, self.current, vector, 0, 0, 0)
+        self.note((monotonic_ns(), 0, 0, DELIVER, vector, self.pcpu, self.current, 0))
         assert self.guest is not None
         self.guest.interrupt(vector)
 

@@ -11,10 +11,9 @@ from time import monotonic_ns
 
 from emulator.config.model import Cell
 from emulator.events import LAUNCHER, RECORD, Event
-from emulator.hardware.apicv import VIRR
 from emulator.kvm.params import TaskState
 from emulator.machine.memory import P_ARRIVED, P_BUSY, P_RUNG, V_HARVESTS, V_SCHED_INS, Memory
-from emulator.machine.words import AllWords
+from emulator.machine.words import all_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +41,7 @@ class Watchdog:
     def __init__(self, memory: Memory, cell: Cell) -> None:
         self._memory = memory
         self._cell = cell
-        self._words = AllWords(memory)
+        self._words = all_words(memory)
         self._limit_ns = cell.run.watchdog_ns
         self._since: dict[int, tuple[tuple[int, int], int]] = {}  # vcpu: (signs of life, since)
 
@@ -62,7 +61,7 @@ class Watchdog:
     def pending(self, vcpu: int) -> int:
         """PIR | VIRR, 256 bits."""
         words = self._words[vcpu]
-        return words.desc.pir() | words.page.bits(VIRR)
+        return words.desc.pir() | self._memory.virr(vcpu)
 
     def _stuck(self, limit_ns: int) -> list[Loss]:
         now = monotonic_ns()
@@ -81,7 +80,7 @@ class Watchdog:
         on_the_way = load(self._memory.pcpu(pcpu, P_RUNG)) != load(
             self._memory.pcpu(pcpu, P_ARRIVED)
         ) or load(self._memory.pcpu(pcpu, P_BUSY))
-        waiting = pir or (self.asleep(vcpu) and words.page.bits(VIRR))
+        waiting = pir or (self.asleep(vcpu) and self._memory.virr(vcpu))
         if not waiting or on_the_way:
             self._since.pop(vcpu, None)
             return 0

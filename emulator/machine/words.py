@@ -30,7 +30,7 @@ class VcpuWords:
     """struct kvm_vcpu, as far as other CPUs read it, its PI descriptor and its APIC page."""
 
     __slots__ = (
-        "cpu", "desc", "harvested", "has_pi_sender", "index", "mode", "mode_load", "mode_store", "mp_state",
+        "cpu", "desc", "harvests", "has_pi_sender", "index", "mode", "mode_load", "mode_store", "mp_state",
         "page", "pre_pcpu", "preempted", "requests", "sched_ins", "task_state", "timer_pending",
         "tscdeadline", "waiter",
     )  # fmt: skip
@@ -55,17 +55,10 @@ class VcpuWords:
         self.mp_state = u32(V_MP_STATE)
         self.pre_pcpu = u32(V_PRE_PCPU)
         self.tscdeadline = memory.u64(memory.vcpu(vcpu, V_TSCDEADLINE))
-        self.harvested = memory.u64(memory.vcpu(vcpu, V_HARVESTS)).fetch_add
+        self.harvests = memory.u64(memory.vcpu(vcpu, V_HARVESTS))
         self.sched_ins = memory.u64(memory.vcpu(vcpu, V_SCHED_INS))
 
 
-class AllWords(dict[int, VcpuWords]):
-    """VcpuWords by vCPU, made when first asked for."""
-
-    def __init__(self, memory: Memory) -> None:
-        super().__init__()
-        self._memory = memory
-
-    def __missing__(self, vcpu: int) -> VcpuWords:
-        words = self[vcpu] = VcpuWords(self._memory, vcpu)
-        return words
+def all_words(memory: Memory) -> list[VcpuWords]:
+    """The words of every vCPU."""
+    return [VcpuWords(memory, vcpu) for vcpu in range(memory.shape.vcpus)]

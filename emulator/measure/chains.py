@@ -30,7 +30,6 @@ DECISIONS: Final = (
     Event.NOTIFY,
     Event.WAKE,
     Event.NOT_BLOCKED,
-    Event.KICK,
     Event.NOTIFY_DROPPED,
 )
 SYNC_FOUND_VIRR_SET: Final = 2  # bit 1 of SYNC's arg
@@ -96,7 +95,7 @@ def match_decisions(events: Records) -> tuple[Indices, Indices]:
     """(POST, its decision) in parallel.  A POST without a decision is in neither."""
     index = positions(events, Event.POST, *DECISIONS)
     kind = events["kind"][index]
-    # A kick's reschedule vector travels as a NOTIFY too; the decision is the KICK.
+    # A reschedule vector travels as a NOTIFY too, on the way to WAKE or NOT_BLOCKED (a kick).
     index = index[(kind != Event.NOTIFY) | is_notification(events[index])]
     owner = events["pcpu"][index].astype(np.int64) << 16 | events["vcpu"][index]
     order = np.argsort(owner, kind="stable")  # stable: the process's own order is kept

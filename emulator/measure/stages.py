@@ -26,6 +26,7 @@ STAGES: Final = {
     "deliver_to_eoi": "the guest's handler starts -> its EOI",
     "post_to_deliver": "PIR bit set -> the guest's handler starts (service time)",
     "due_to_deliver": "the load asked for it -> the guest's handler starts (open loop)",
+    "remote_post_to_deliver": "as post_to_deliver, posted on another pCPU than it was delivered on",
     "wake_to_deliver": "the sleeping vCPU is woken for it -> the guest's handler starts",
     "self_post_to_sync": "as post_to_sync, of a vCPU's post to itself",
     "self_sync_to_deliver": "as sync_to_deliver, of a vCPU's post to itself",
@@ -63,6 +64,7 @@ def stage_samples(
     woken = np.where(decided == Event.WAKE, of.decision, -1)
     notified = np.where(decided == Event.NOTIFY, of.decision, -1)
     own = of.pick(posted_to_itself(events, of.post, of.deliver, decided))
+    remote = of.pick(events["pcpu"][of.post] != events["pcpu"][of.deliver])
 
     sent_for = np.where(messages.post < 0, messages.notify, messages.post)
     ours = inside[sent_for] & is_notification(events[messages.notify]) & ~messages.dropped
@@ -82,6 +84,7 @@ def stage_samples(
         "deliver_to_eoi": _spans(ts, of.deliver, ts, of.eoi),
         "post_to_deliver": _spans(ts, of.post, ts, of.deliver),
         "due_to_deliver": _spans(arg, due, ts, of.deliver),
+        "remote_post_to_deliver": _spans(ts, remote.post, ts, remote.deliver),
         "wake_to_deliver": _spans(ts, woken, ts, of.deliver),
         "self_post_to_sync": _spans(ts, own.post, ts, own.sync),
         "self_sync_to_deliver": _spans(ts, own.sync, ts, own.deliver),

@@ -112,7 +112,7 @@ def _counts(
         "arrive": _arrive(events),
         "exits": _exits(events, pcpus),
         "halts": _number_of(events, Event.HALT),
-        "wakeups": _number_of(events, Event.WAKE),
+        "wakeups": counted("halt_wakeup") or _number_of(events, Event.WAKE),
         "halt_poll": {
             "attempted": counted("halt_attempted_poll"),
             "successful": counted("halt_successful_poll"),
@@ -131,14 +131,15 @@ def _notify(
 ) -> dict[str, int]:
     """What became of the notifications: one decision a POST, and what was sent besides.
 
-    `sent` is every message with a vector of the protocol; `sent_without_post` are those among
-    them that no POST's decision sent (a wake-up vector at sched-out).  `woke`, `not_blocked` and
-    `kicked` are decisions for a POST: a wake-up handler's wakes are in `counts.wakeups` only.
+    `sent` is every message with a vector of the protocol.  `sent_without_post` are those among
+    them that no POST's decision sent: a wake-up vector at sched-out, or a hardware sender that
+    found its PIR bit set (it decides about ON all the same).  `kicked` is no decision but comes
+    on top of one, in the eras before v5.17 and from timers.
     """
     decided = events["kind"][chains.decision[chains.decision >= 0]]
     ours = is_notification(events[messages.notify])
     gone = ours & messages.dropped
-    kicks = events["vector"][messages.notify] == RESCHEDULE_VECTOR
+    reschedules = events["vector"][messages.notify] == RESCHEDULE_VECTOR
 
     def decision(kind: Event) -> int:
         return int((decided == kind).sum())
@@ -151,10 +152,10 @@ def _notify(
         "elided_sn": decision(Event.ELIDE_SN),
         "woke": decision(Event.WAKE),
         "not_blocked": decision(Event.NOT_BLOCKED),
-        "kicked": decision(Event.KICK),
+        "kicked": _number_of(events, Event.KICK),
         "dropped": _number_of(events, Event.NOTIFY_DROPPED),
         "sent_without_post": int((ours & ~gone & (messages.post < 0)).sum()),
-        "kick_ipis": int(kicks.sum()),
+        "reschedule_ipis": int(reschedules.sum()),
     }
 
 

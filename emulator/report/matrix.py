@@ -4,6 +4,7 @@ Before: `measure/summary.py` (`matrix`).
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any, Final
 
 from emulator.report.figures import duration, number, paragraph, table
@@ -11,6 +12,7 @@ from emulator.report.text import verdict_words
 
 _WIDTHS: Final = (16, 9, 9, 8, 8, 8, 5, 9)
 RULE_KEY: Final = "kvm.rule"
+REPEAT_KEY: Final = "run.repeat"
 
 
 def matrix_text(matrix: Mapping[str, Any]) -> str:
@@ -58,49 +60,64 @@ def _label(settings: Mapping[str, Any]) -> str:
 
 
 def _savings(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each cell that elides, against the cell before it that differs in the rule alone."""
+    """For each rule that elides, against the rule before it, all other settings being equal.
+
+    Repeats of a cell are taken together.
+    """
+    groups: dict[str, list[list[Mapping[str, Any]]]] = {}  # by settings, the rules in order
+    for cell in cells:
+        rules = groups.setdefault(_label(_but_rule(cell)), [])
+        if rules and rules[-1][0]["rule"] == cell["rule"]:
+            rules[-1].append(cell)
+        else:
+            rules.append([cell])
     sentences = []
-    for at, cell in enumerate(cells):
-        if not cell["counts"]["notify"]["elided_same_vcpu"]:
-            continue
-        plain = [
-            other
-            for other in cells[:at]
-            if _but_rule(other) == _but_rule(cell)
-            if not other["counts"]["notify"]["elided_same_vcpu"]
-        ]
-        if plain:
-            sentences.append(_saving(plain[-1], cell))
+    for rules in groups.values():
+        for at, after in enumerate(rules):
+            plain = [before for before in rules[:at] if not _total(before, "elided_same_vcpu")]
+            if plain and _total(after, "elided_same_vcpu"):
+                sentences.append(_saving(plain[-1], after))
     return sentences
 
 
 def _but_rule(cell: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in cell["set"].items() if key != RULE_KEY}
+    return {k: value for k, value in cell["set"].items() if k not in (RULE_KEY, REPEAT_KEY)}
 
 
-def _saving(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    others = _but_rule(after)
+def _saving(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> str:
+    others = _but_rule(after[0])
     where = f" ({_label(others)})" if others else ""
-    sent = [_per_1000(cell, "sent") for cell in (before, after)]
+    old, new = before[0]["rule"], after[0]["rule"]
+    sent = [_per_1000(side, "sent") for side in (before, after)]
     text = (
-        f"From {before['rule']} to {after['rule']}{where}: {number(sent[0])} -> {number(sent[1])} "
+        f"From {old} to {new}{where}: {number(sent[0])} -> {number(sent[1])} "
         f"notifications per 1000 posts, {number(_per_1000(after, 'elided_same_vcpu'))} elided"
     )
-    own = [cell["latency"]["self_post_to_deliver"]["p50_ns"] for cell in (before, after)]
+    own = [_median(side, "self_post_to_deliver") for side in (before, after)]
     if None not in own:
         text += f"; a post to itself is delivered after {duration(own[0])} -> {duration(own[1])}"
-    send = before["latency"]["send"]["p50_ns"]
-    elided = after["counts"]["notify"]["elided_same_vcpu"]
+    send, elided = _median(before, "send"), _total(after, "elided_same_vcpu")
     if send is not None:
         text += (
-            f"; at {before['rule']}'s median send of {duration(send)}, the {number(elided)} "
+            f"; at {old}'s median send of {duration(send)}, the {number(elided)} "
             f"elided are {duration(elided * send)} of senders' time here"
         )
-    if after["counts"]["lost"]:
-        text += f". It lost {number(after['counts']['lost'])}: a saving that is not safe"
+    lost = sum(cell["counts"]["lost"] for cell in after)
+    if lost:
+        text += f". It lost {number(lost)}: a saving that is not safe"
     return text + "."
 
 
-def _per_1000(cell: Mapping[str, Any], name: str) -> float | None:
-    counts = cell["counts"]
-    return 1000 * counts["notify"][name] / counts["posted"] if counts["posted"] else None
+def _total(cells: Sequence[Mapping[str, Any]], name: str) -> int:
+    return sum(cell["counts"]["notify"][name] for cell in cells)
+
+
+def _per_1000(cells: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    posted = sum(cell["counts"]["posted"] for cell in cells)
+    return 1000 * _total(cells, name) / posted if posted else None
+
+
+def _median(cells: Sequence[Mapping[str, Any]], stage: str) -> float | None:
+    """Of the cells' medians; one cell's own if there is but one."""
+    medians = [p50 for c in cells if (p50 := c["latency"][stage]["p50_ns"]) is not None]
+    return median(medians) if medians else None

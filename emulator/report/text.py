@@ -42,7 +42,12 @@ _DECISIONS: Final = (
     ("elided_sn", "elided: SN was set"),
     ("woke", "woke the sleeping vCPU"),
     ("not_blocked", "no wake needed: not blocked"),
-    ("kicked", "kicked"),
+    ("kicked", "(kicked besides)"),
+    ("sent_without_post", "(of sent: for no new PIR bit)"),
+    ("dropped", "(refused by the transport)"),
+)
+_ALWAYS: Final = frozenset(
+    ("sent", "elided_pir", "elided_on", "elided_same_vcpu", "woke", "not_blocked")
 )
 _ARRIVALS: Final = (
     ("in_guest", "case 1 still in guest mode", "the processor harvests PIR"),
@@ -142,11 +147,8 @@ def _interrupts(summary: Mapping[str, Any]) -> list[str]:
     right = [
         f"  {words:<28}{number(notify[name]):>12}"
         for name, words in _DECISIONS
-        if notify[name] or name not in {"elided_sn", "kicked"}
+        if notify[name] or name in _ALWAYS
     ]
-    for name, words in (("sent_without_post", "(of sent: at sched-out)"), ("dropped", "refused")):
-        if notify[name]:
-            right.append(f"  {words:<28}{number(notify[name]):>12}")
     left += [""] * (len(right) - len(left))
     lines = [f"{'Interrupts':<29}Notifications, a decision a post"]
     lines += [f"{a:<29}{b}" for a, b in zip(left, right, strict=True)]
@@ -217,12 +219,12 @@ def _floor(summary: Mapping[str, Any]) -> list[str]:
     beyond = f"p99 {duration(floor['notify_p99_ns'])}, n {number(floor['n'])}"
     lines = [
         "Floor: the bare transport between these processes, one way",
-        f"  {'p50':<20}{duration(base):>9}   {beyond}",
+        f"  {'p50':<24}{duration(base):>7}   {beyond}",
     ]
-    for stage in ("notify_to_arrive", "post_to_deliver"):
+    for stage in ("notify_to_arrive", "remote_post_to_deliver", "post_to_deliver"):
         p50 = summary["latency"][stage]["p50_ns"]
         if p50 is not None:
-            lines.append(f"  {stage:<20}{duration(p50):>9} = {ratio(p50, base)} the floor (p50)")
+            lines.append(f"  {stage:<24}{duration(p50):>7} = {ratio(p50, base)} the floor (p50)")
     return lines
 
 
@@ -250,8 +252,8 @@ def _saved(summary: Mapping[str, Any]) -> list[str]:
     send, floor = summary["latency"]["send"], summary["floor"]["notify_p50_ns"]
     share = 100 * elided / (elided + sent)
     text = (
-        f"{number(elided)} {'was' if elided == 1 else 'were'} not sent: the target was the vCPU "
-        f"running here ({share:.1f} % of sent and elided together)."
+        f"Notifications not sent because the target was the vCPU running here: {number(elided)} "
+        f"({share:.1f} % of sent and elided together)."
     )
     if send["p50_ns"] is None:
         text += f" What a notification costs its sender is not known: only {send['n']} measured."

@@ -64,14 +64,23 @@ def test_each_vcpu_may_run_its_own_guest(desk):
     [
         ("vms.db.pin={2: 0}", "vms.db.pin.2: no such vCPU, got 2; allowed: 0..1 (vcpus: 2)"),
         ("vms.db.pin={-1: 0}", "vms.db.pin.-1: no such vCPU, got -1; allowed: 0..1 (vcpus: 2)"),
-        ("vms.db.pin={0: 4}", "vms.db.pin.0: no such pCPU, got 4; allowed: 0..3 (cluster.pcpus: 4)"),
+        (
+            "vms.db.pin={0: 4}",
+            "vms.db.pin.0: no such pCPU, got 4; allowed: 0..3 (cluster.pcpus: 4)",
+        ),
         ("vms.db.pin={0: a}", "vms.db.pin.0: must be an integer, got 'a'"),
         ("vms.db.pin={a: 0}", "vms.db.pin.a: this key must be an integer, got 'a'"),
-        ("vms.db.pin=[0, 1]", "vms.db.pin: must be a mapping or a word, got a list; allowed: spread"),
+        (
+            "vms.db.pin=[0, 1]",
+            "vms.db.pin: must be a mapping or a word, got a list; allowed: spread",
+        ),
         ("vms.db.pin=pack", "vms.db.pin: unknown value, got 'pack'; allowed: spread"),
         ("vms.db.guest={2: ring}", "vms.db.guest.2: no such vCPU, got 2; allowed: 0..1 (vcpus: 2)"),
         ("vms.db.guest=rings", "vms.db.guest: unknown value, got 'rings'; did you mean 'ring'?"),
-        ("vms.device={vcpus: 1}", "vms.device: this key must be a name of letters, digits, - and _"),
+        (
+            "vms.device={vcpus: 1}",
+            "vms.device: this key must be a name of letters, digits, - and _",
+        ),
         ("vms.a b={vcpus: 1}", "vms.a b: this key must be a name of letters, digits, - and _"),
         ("cluster.pcpus=257", "cluster.pcpus: out of range, got 257; allowed: 1..256"),
     ],
@@ -82,7 +91,9 @@ def test_a_wrong_placement_is_told(desk, override, problem):
 
 def test_a_second_vcpu_on_a_pcpu_is_refused_while_that_is_so(desk):
     message = desk.error(machine(""), "vms.db.pin={1: 0}")
-    assert "vms.db.pin.1: db/1 would share pCPU 0 with web/0; allowed: 1 vCPU on each pCPU" in message
+    assert (
+        "vms.db.pin.1: db/1 would share pCPU 0 with web/0; allowed: 1 vCPU on each pCPU" in message
+    )
 
 
 def test_vcpus_share_pcpus_once_the_limit_is_lifted(desk, monkeypatch):
@@ -126,10 +137,12 @@ def test_a_vcpu_interrupts_itself_by_other_means_too(desk, via):
 
 
 def test_a_device_interrupts_the_pcpu_of_its_first_target_unless_told(desk):
-    entry = "{{name: {}, from: device/{}, to: db/*, vector: 0x41, rate: 500/s{}}}"
-    more = "load:\n  - " + "\n  - ".join(
-        [entry.format("a", "nic1", ""), entry.format("b", "nic0", ", on: pcpu/0")]
-        + [entry.format("c", "nic1", ", via: host-irq")]
+    rest = "to: db/*, vector: 0x41, rate: 500/s"
+    more = (
+        "load:\n"
+        f"  - {{name: a, from: device/nic1, {rest}}}\n"
+        f"  - {{name: b, from: device/nic0, {rest}, on: pcpu/0}}\n"
+        f"  - {{name: c, from: device/nic1, {rest}, via: host-irq}}\n"
     )
     (cell,) = desk.load(machine(more)).cells
     assert cell.devices == ("nic1", "nic0")
@@ -161,7 +174,9 @@ def test_an_expanded_load_keeps_its_name_place_and_properties(desk):
 
 def test_two_loads_may_share_target_and_vector(desk):
     found = loads(
-        desk, "name: a, from: web/0, to: db/0, rate: 1/s", "name: b, from: web/1, to: db/0, rate: 1/s"
+        desk,
+        "name: a, from: web/0, to: db/0, rate: 1/s",
+        "name: b, from: web/1, to: db/0, rate: 1/s",
     )
     assert len(found) == 2
 
@@ -174,8 +189,14 @@ def test_two_loads_may_share_target_and_vector(desk):
         ("from: db, to: self", "no such vCPU, got 'db'; "),
         ("from: self, to: db/0", "no such vCPU, got 'self'; "),
         ("from: db/01, to: self", "no such vCPU, got 'db/01'; "),
-        ("from: x*, to: self", "matches no vCPU, got 'x*'; allowed: web/0, web/1, db/0, db/1, each-"),
-        ("from: db/0, to: x/*", "matches no vCPU, got 'x/*'; allowed: web/0, web/1, db/0, db/1, self"),
+        (
+            "from: x*, to: self",
+            "matches no vCPU, got 'x*'; allowed: web/0, web/1, db/0, db/1, each-",
+        ),
+        (
+            "from: db/0, to: x/*",
+            "matches no vCPU, got 'x/*'; allowed: web/0, web/1, db/0, db/1, self",
+        ),
         ("from: '', to: self", "from: must be each-vcpu, a vCPU such as db/0"),
         ("from: device/, to: db/0", "device/NAME must have a name of letters"),
         ("from: device/nic0, to: self", "load.t.to: a device has no self; name a vCPU"),
@@ -184,7 +205,10 @@ def test_two_loads_may_share_target_and_vector(desk):
         ("from: db/1, to: db/0, via: self-ipi", "got 'self-ipi'; allowed: icr"),
         ("from: db/1, to: self, via: host-irq", "allowed: tsc-deadline, icr, self-ipi"),
         ("from: db/1, to: db/0, on: pcpu/0", "load.t.on: is for via: host-irq, got via: icr"),
-        ("from: device/d, to: db/0, on: pcpu/4", "load.t.on: no such pCPU, got 'pcpu/4'; allowed: pc"),
+        (
+            "from: device/d, to: db/0, on: pcpu/4",
+            "load.t.on: no such pCPU, got 'pcpu/4'; allowed: pc",
+        ),
         ("from: device/d, to: db/0, on: 1", "load.t.on: must be a pCPU such as pcpu/0, got 1"),
         ("from: db/0, to: 'db/[0]'", "load.t.to: means the source itself only; write to: self"),
     ],

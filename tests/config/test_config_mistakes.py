@@ -38,7 +38,7 @@ def test_all_mistakes_come_in_one_pass_in_the_order_of_the_file(desk):
         "c.yaml:2:7",
         "c.yaml:3:21",
         "c.yaml:5:27",
-        "c.yaml:7:22",
+        "c.yaml:7:21",
         "c.yaml:7:57",
         "c.yaml:8:18",
         "c.yaml:9:12",
@@ -65,6 +65,13 @@ def test_a_cell_with_one_mistake_reports_nothing_that_follows_from_it(desk):
         "cluster.pcpus",
         "vms.web.vcpus",
     ]
+
+
+@pytest.mark.parametrize("pin", ["{0: x}", "{0: 9}", "[]"])
+def test_a_wrong_pin_does_not_also_make_a_pcpu_too_full(desk, pin):
+    more = f"vms.web={{vcpus: 1, pin: {pin}}}"
+    message = desk.error_with("", "cluster.pcpus=3", more, "vms.db.pin={0: 2}")
+    assert message.count("-s ") == 1
 
 
 def test_long_lists_of_mistakes_are_counted(desk):
@@ -136,7 +143,7 @@ def test_what_must_be_there_is_missed(desk, text, missing):
         ("run: {for: 25h}", "6:12: run.for: must be at most 24h, got '25h'"),
         ("run: {repeat: true}", "6:15: run.repeat: must be an integer, got true; allowed: 1..1000"),
         ("run: {seed: -1}", "6:13: run.seed: out of range, got -1; allowed: 0..4294967295"),
-        ("run: {warmup: }", "6:15: run.warmup: must be a duration with its unit"),
+        ("run: {warmup: }", "6:14: run.warmup: must be a duration with its unit"),
         (f"{LOAD}, vector2: 1}}", "load.t.vector2: unknown key; did you mean 'vector'?"),
         (f"{LOAD}, count: 0}}", "load.t.count: out of range, got 0; allowed: 1 or more"),
         (f"{LOAD}, arrival: on}}", "load.t.arrival: unknown value, got 'on'; allowed: even"),
@@ -168,7 +175,7 @@ def test_the_caret_stands_below_its_character_after_tabs_and_wide_characters(des
     message = desk.error_with('kvm: {x-名前: "\t", rle: 1}\n')
     line, caret = message.split("\n")[1:]
     assert line == '    kvm: {x-名前: "\t", rle: 1}'
-    assert caret == " " * 4 + " " * len('kvm: {x-') + " " * 4 + " " * len(': "') + "\t   ^"
+    assert caret == " " * 4 + " " * len("kvm: {x-") + " " * 4 + " " * len(': "') + "\t   ^"
 
 
 def test_a_long_line_is_cut_around_the_caret(desk):

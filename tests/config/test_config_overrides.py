@@ -157,17 +157,34 @@ def test_a_mistake_of_some_cells_only_names_the_first_of_them(desk):
     [
         ("matrix: [a]", "5:9: matrix: must be a mapping of dotted paths to lists, got a list"),
         ("matrix: {kvm.rule: kvm-v5.8}", "5:20: matrix: kvm.rule: must be a list of values, got"),
-        ("matrix: {kvm.rule: []}", "5:20: matrix: kvm.rule: must be a list of values, got an empty"),
+        (
+            "matrix: {kvm.rule: []}",
+            "5:20: matrix: kvm.rule: must be a list of values, got an empty",
+        ),
         ("matrix: {kvm.rle: [1]}", "5:10: kvm.rle: unknown key; did you mean 'rule'?"),
         ("matrix: {name: [a]}", "5:10: matrix: name: cannot be varied; allowed: cluster.*, vms.*"),
         ("matrix: {kvm..rule: [a]}", "5:10: matrix: kvm..rule: cannot be varied"),
         ("matrix: {load.x.rate: [1/s]}", "5:10: matrix: load: has nothing below it"),
-        ("matrix: {kvm: [{}], kvm.rule: [kvm-v5.8]}", "5:21: matrix: kvm.rule and kvm set the same"),
-        ("exclude: {kvm.rule: a}\n" + MATRIX, "5:10: exclude: must be a list of mappings, got a map"),
+        ("matrix: {load.a: [{}]}", "5:10: matrix: load.a: a must stay the same load; vary its"),
+        ("matrix: {load.0.name: [a]}", "5:10: matrix: load.0.name: 0 must stay the same load;"),
+        (
+            "matrix: {kvm: [{}], kvm.rule: [kvm-v5.8]}",
+            "5:21: matrix: kvm.rule and kvm set the same",
+        ),
+        (
+            "exclude: {kvm.rule: a}\n" + MATRIX,
+            "5:10: exclude: must be a list of mappings, got a map",
+        ),
         ("exclude: [a]\n" + MATRIX, "5:11: exclude.0: must be a mapping of dotted paths to values"),
-        ("exclude: [{kvm.rle: a}]\n" + MATRIX, "5:12: exclude.0: kvm.rle: unknown key; did you mean"),
+        (
+            "exclude: [{kvm.rle: a}]\n" + MATRIX,
+            "5:12: exclude.0: kvm.rle: unknown key; did you mean",
+        ),
         ("exclude: [{kvm.rule: a}]\n" + MATRIX, "5:22: exclude.0.kvm.rule: unknown value, got 'a'"),
-        ("exclude: [{kvm.rule.a: a}]\n" + MATRIX, "5:12: exclude.0: kvm.rule: has nothing below it"),
+        (
+            "exclude: [{kvm.rule.a: a}]\n" + MATRIX,
+            "5:12: exclude.0: kvm.rule: has nothing below it",
+        ),
         ("exclude: [{run.repeat: 1}]\n" + MATRIX, "exclude: leaves no cell of the matrix"),
     ],
 )
@@ -232,7 +249,9 @@ def test_a_config_extends_another_key_by_key(desk):
 
 def test_a_mistake_in_the_extended_file_is_told_there(desk):
     desk.write(desk_text("kvm: {rle: 1}\n"), "base.yaml")
-    assert desk.error("extends: base.yaml\nname: child\n").startswith("base.yaml:5:7: kvm.rle: unkn")
+    assert desk.error("extends: base.yaml\nname: child\n").startswith(
+        "base.yaml:5:7: kvm.rle: unkn"
+    )
 
 
 def test_a_chain_of_extends_is_a_mistake(desk):

@@ -85,7 +85,9 @@ def test_two_spellings_of_one_integer_are_one_key(desk):
 
 @pytest.mark.parametrize("key", ["[a]", "{a: b}", "true", "1.5", "~"])
 def test_a_key_is_a_name_or_an_integer(desk, key):
-    assert "c.yaml:6:9: a key must be a name or an integer" in desk.error_with(f"x-a: {{? {key} : 1}}")
+    assert "c.yaml:6:9: a key must be a name or an integer" in desk.error_with(
+        f"x-a: {{? {key} : 1}}"
+    )
 
 
 @pytest.mark.parametrize("tag", ["!mine", "!!python/object:os.system", "!!timestamp"])
@@ -132,7 +134,8 @@ def test_a_duration_is_exact(text, ns):
 
 
 @pytest.mark.parametrize(
-    "text", ["5", "5 s", "-5s", "5S", "s", "", "1.s", ".5s", "5ms5", "0.5ns", "25h", "5s\n", "٥s"]
+    "text",
+    ["5", "5 s", "-5s", "5S", "s", "", "1.s", ".5s", "5ms5", "0.5ns", "25h", "5s\n", "\u0665s"],
 )
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(QuantityError):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from measure_stream import PIN, Stream, facts, whole_way
 
-from emulator.events import Event, Met
+from emulator.events import NO_VCPU, Event, Met
 from emulator.measure.stages import latencies
 from emulator.measure.summary import summarise
 
@@ -101,13 +101,37 @@ def test_a_message_under_way_at_the_end_is_no_loss():
     assert invariants(summarise(stream.events(), facts(in_flight=1))) == []
 
 
-def test_a_message_that_the_transport_refused_is_counted_and_no_loss():
+def test_what_was_sent_and_not_taken_off_the_transport_is_under_way():
     stream = Stream()
     stream.add(Event.NOTIFY, 100, vcpu=1, vector=PIN, arg=110, ref=1)
+    counters = {"vcpus": [{}, {}], "sent": 8, "arrived": 7, "in_flight": 0}
+    assert invariants(summarise(stream.events(), facts(counters=counters))) == []
+
+
+def test_a_message_that_the_transport_refused_is_no_loss():
+    stream = Stream()
+    stream.add(Event.NOTIFY, 100, vcpu=1, vector=PIN, arg=110, ref=1)
+    assert invariants(summarise(stream.events(), facts())) == ["sent-arrived"]
     stream.add(Event.NOTIFY_DROPPED, 111, vcpu=1, vector=PIN, ref=1)
-    summary = summarise(stream.events(), facts())
-    assert invariants(summary) == []
-    assert (summary["counts"]["notify"]["sent"], summary["counts"]["notify"]["dropped"]) == (0, 1)
+    assert invariants(summarise(stream.events(), facts())) == []
+
+
+def test_a_timer_of_the_pcpus_own_is_no_message():
+    stream = Stream()
+    stream.add(Event.ARRIVE, 100, pcpu=1, vcpu=NO_VCPU, vector=0xEC)
+    stream.add(Event.ARRIVE, 200, pcpu=1, vcpu=NO_VCPU, vector=0xEC)
+    assert invariants(summarise(stream.events(), facts())) == []
+
+
+def test_host_vectors_are_taken_by_handlers_that_leave_no_accept():
+    stream = Stream()
+    for message in (1, 2, 3):
+        wire = {"vcpu": 1, "vector": 0x22, "ref": message}
+        stream.add(Event.RAISE, 100 * message, pcpu=0x8000, arg=1, **wire)
+        stream.add(Event.ARRIVE, 100 * message + 50, pcpu=1, arg=1, **wire)
+    assert invariants(summarise(stream.events(), facts())) == []
+    torn = np.delete(stream.events(), 1)
+    assert invariants(summarise(torn, facts())) == ["sent-arrived"]
 
 
 def test_a_message_that_arrives_twice_is_a_violation():
@@ -177,6 +201,35 @@ def test_a_sleeper_with_a_notification_on_the_way_has_lost_nothing():
     stream.add(Event.NOTIFY, 95_000, pcpu=0, vcpu=1, vector=0xF1, arg=95_010, ref=9)
     summary = summarise(stream.events(), facts(vcpus=ASLEEP, in_flight=1))
     assert invariants(summary) == []
+
+
+def test_whom_a_lost_record_was_meant_for_is_not_guessed():
+    about = facts(vcpus=ASLEEP, dropped=1)
+    assert invariants(summarise(lost_wakeup().events(), about)) == ["lost-wakeup"]
+    about = facts(vcpus=ASLEEP, dropped=1, in_flight=1)
+    assert invariants(summarise(lost_wakeup().events(), about)) == []
+
+
+def test_sleepers_of_a_run_that_died_are_not_blamed():
+    about = facts(vcpus=ASLEEP, status="died")
+    assert invariants(summarise(lost_wakeup().events(), about)) == []
+
+
+def test_a_vcpu_that_runs_on_past_its_work_has_lost_an_interrupt():
+    stream = lost_wakeup()
+    stream.add(Event.LOST, 90_000, pcpu=0xFFFE, vcpu=1, vector=0x31, arg=70_000)
+    awake = [{}, ASLEEP[1] | {"blocked": False}]
+    summary = summarise(stream.events(), facts(vcpus=awake))
+    assert invariants(summary) == ["lost-interrupt"]
+    assert summary["counts"]["lost"] == 1
+
+
+def test_a_loss_that_the_launcher_names_too_is_told_once_and_with_its_story():
+    named = {"invariant": "lost-wakeup", "vcpu": "db/1", "vector": 0x31, "text": "asleep"}
+    about = facts(vcpus=ASLEEP, violations=(named,))
+    violations = summarise(lost_wakeup().events(), about)["violations"]
+    assert [v["invariant"] for v in violations] == ["lost-wakeup"]
+    assert violations[0]["story"]
 
 
 def test_one_stall_that_the_watchdog_sees_often_is_one_loss_even_if_it_ends():

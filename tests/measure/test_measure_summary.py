@@ -32,6 +32,7 @@ def test_every_leg_of_one_interrupt_is_measured_exactly():
         "deliver_to_eoi": [1000],
         "post_to_deliver": [610],
         "due_to_deliver": [615],
+        "remote_post_to_deliver": [610],
         "wake_to_deliver": [],
         "self_post_to_sync": [],
         "self_sync_to_deliver": [],
@@ -132,22 +133,45 @@ def test_a_woken_vcpus_delivery_is_timed_from_the_wake():
     assert counts["notify"]["woke"] == counts["wakeups"] == 1
 
 
-def test_a_reschedule_vector_is_a_kick_and_no_notification():
+def test_a_reschedule_vector_is_no_notification_and_a_kick_is_no_decision():
     stream = Stream()
+    wire = {"vcpu": 1, "vector": 0xFD, "ref": 1}
     stream.add(Event.POST, 100, vcpu=1, vector=0x31)
-    stream.add(Event.NOTIFY, 110, vcpu=1, vector=0xFD, arg=120, ref=1)
-    stream.add(Event.KICK, 125, vcpu=1, vector=0x31, ref=1)
-    stream.add(Event.ARRIVE, 140, pcpu=1, vcpu=1, vector=0xFD, arg=110, ref=1)
-    stream.add(Event.ACCEPT, 150, pcpu=1, vcpu=1, vector=0xFD, arg=Met.ROOT_RUNNABLE, ref=1)
+    stream.add(Event.NOTIFY, 110, arg=120, **wire)
+    stream.add(Event.KICK, 125, vcpu=1, ref=1)
+    stream.add(Event.NOT_BLOCKED, 130, vcpu=1, vector=0x31)
+    stream.add(Event.ARRIVE, 140, pcpu=1, arg=110, **wire)
+    stream.add(Event.ARRIVE_MERGED, 150, pcpu=1, arg=111, **(wire | {"ref": 2}))
+    stream.add(Event.NOTIFY, 111, arg=121, **(wire | {"ref": 2}))
     summary = summarise(stream.events(), facts(vcpus=[{}, {"pir_pending": [0x31]}]))
     assert summary["verdict"] == "ok"
-    assert summary["counts"]["notify"] == {
-        "sent": 0, "elided_pir": 0, "elided_on": 0, "elided_same_vcpu": 0, "elided_sn": 0,
-        "woke": 0, "not_blocked": 0, "kicked": 1, "dropped": 0, "sent_without_post": 0,
-        "kick_ipis": 1,
+    notify = summary["counts"]["notify"]
+    assert notify == dict.fromkeys(notify, 0) | {
+        "not_blocked": 1, "kicked": 1, "reschedule_ipis": 2,
     }  # fmt: skip
     assert sum(summary["counts"]["arrive"].values()) == 0
     assert summary["latency"]["send"]["n"] == 0
+
+
+def test_a_refused_message_is_neither_sent_nor_timed():
+    stream = Stream()
+    stream.add(Event.NOTIFY, 100, vcpu=1, vector=PIN, arg=110, ref=1)
+    stream.add(Event.NOTIFY_DROPPED, 111, vcpu=1, vector=PIN, ref=1)
+    summary = summarise(stream.events(), facts())
+    notify = summary["counts"]["notify"]
+    assert notify == dict.fromkeys(notify, 0) | {"dropped": 1}
+    assert summary["latency"]["send"]["n"] == 0
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "n"), [(1005, 1006, 1), (1006, 2000, 0), (900, 1005, 0), (0, 0, 1)]
+)
+def test_the_whole_way_belongs_to_the_moment_of_its_post(begin, end, n):
+    """`[from, to)`, and the message that was sent for a post goes with the post."""
+    samples = latencies(one_way().events(), facts(measure_from_ns=begin, measure_to_ns=end))
+    assert [len(samples[stage]) for stage in ("send", "notify_to_arrive", "post_to_deliver")] == [
+        n,
+    ] * 3
 
 
 def test_a_wakeup_vector_sent_at_sched_out_belongs_to_no_post():
@@ -228,6 +252,11 @@ def test_statistics_of_the_pcpus_are_added_up():
     assert counts["syncs"] == {"on": 2, "off": 4}
     assert counts["fastpath_reenter"] == 6
     assert counts["halt_poll"] == {"attempted": 8, "successful": 10}
+
+
+def test_wakeups_are_kvms_statistic_where_it_was_kept():
+    counters = {"pcpus": [{"halt_wakeup": 4}, {"halt_wakeup": 5}]}
+    assert summarise(Stream().events(), facts(counters=counters))["counts"]["wakeups"] == 9
 
 
 def test_the_verdict_is_the_worst_of_what_was_found():

@@ -36,6 +36,17 @@ def test_cells_that_differ_in_more_than_the_rule_are_not_set_against_each_other(
     assert "From kvm" not in matrix_text(matrix([elided, elided]))
 
 
+def test_repeats_of_a_cell_are_taken_together():
+    cells = [
+        example(rule=rule, cell={"kvm.rule": rule, "run.repeat": n})
+        for rule in ("kvm-v5.16", "kvm-v5.18")
+        for n in range(3)
+    ]
+    text = " ".join(matrix_text(matrix(cells)).split())
+    assert text.count("From kvm-v5.16 to kvm-v5.18: 1,000 -> 429 notifications") == 1
+    assert "the 120 elided are 2.40ms" in text
+
+
 def test_a_saving_that_loses_interrupts_is_not_praised():
     before = example(rule="kvm-v5.16")
     lossy = asleep() | {"set": {"kvm.rule": "kvm-v5.8"}}

@@ -67,6 +67,14 @@ def test_counts_stand_in_two_columns():
     assert lines[4].split() == ["pending", "0", "elided:", "same", "vCPU", "40"]
 
 
+def test_rare_decisions_are_shown_where_there_were_any():
+    kicked = example()
+    assert "kicked" not in run_text(kicked)
+    kicked["counts"]["notify"]["kicked"] = 3
+    rows = section(run_text(kicked), "Interrupts").splitlines()
+    assert any(row.split()[-3:] == ["(kicked", "besides)", "3"] for row in rows)
+
+
 def test_a_percentile_with_too_few_samples_is_a_dash():
     row = next(
         line
@@ -78,16 +86,15 @@ def test_a_percentile_with_too_few_samples_is_a_dash():
 
 def test_times_stand_beside_the_floor_of_the_same_run():
     floor = section(run_text(example(own=0)), "Floor")
-    assert "p50                    40.0us   p99 -, n 30" in floor
-    assert "notify_to_arrive       40.0us = 1x the floor" in floor
-    assert "post_to_deliver        50.0us = 1.2x the floor" in floor
+    assert "p50                      40.0us   p99 -, n 30" in floor
+    assert "notify_to_arrive         40.0us = 1x the floor" in floor
+    assert "remote_post_to_deliver   50.0us = 1.2x the floor" in floor
     assert "Floor: not measured in this run" in run_text(example(floor_ns=()))
 
 
 def test_the_elision_is_priced_in_notifications_and_in_this_runs_sends():
     saved = " ".join(section(run_text(example()), "What the elision saved").split())
-    assert "40 were not sent" in saved
-    assert "(57.1 % of sent and elided together)" in saved
+    assert "the vCPU running here: 40 (57.1 % of sent and elided together)" in saved
     assert "median send of 20.0us that is 800us" in saved
     assert "transport is 40.0us" in saved
     assert "The count transfers to hardware, the time does not" in saved
