@@ -13,11 +13,11 @@ from typing import Any, Final, NoReturn
 
 from emulator.checker import memory as slot
 from emulator.checker.lint import KINDS
-from emulator.checker.memory import PENDING_BIT, Layout
+from emulator.checker.memory import PENDING_BIT, Layout, Touched
 from emulator.checker.scenario import Claim, MemoryModel, Scenario
 from emulator.events import Event
 from emulator.hardware.cpu import Control, Kind
-from emulator.hardware.vectors import FIRST_DEVICE_VECTOR, Mode
+from emulator.hardware.vectors import FIRST_DEVICE_VECTOR, MSR_TSC_DEADLINE, Mode
 from emulator.kvm.params import MpState, Notify, Request, TaskState
 
 BUFFER_DEPTH: Final = 2
@@ -38,11 +38,12 @@ class ModelCpu:
         self.scenario = scenario
         self.kvm = scenario.kvm
         self.tso = scenario.memory is MemoryModel.TSO
-        self.m: list[Any] = []
+        self.m = Touched(())
         self.c = 0
         self.me = -1
         self.fault: tuple[Claim, str] | None = None
         self.seen: set[str] = set()  # what has happened at least once ("sometimes")
+        self._layout = layout
         self._v = layout.vcpus
         self._p = layout.pcpus
         self._bit = {vector: 1 << i for i, vector in enumerate(scenario.vectors)}
@@ -60,35 +61,40 @@ class ModelCpu:
             return True
         if not self.tso:
             return False
-        buffer = self.m[self._p[self.c] + slot.BUFFER]
         if op in _STORES:
-            return len(buffer) >= BUFFER_DEPTH
-        if op == "check_request":  # a plain test, and a locked clear if that found something
-            return bool(buffer) and bool(self.m[self._v[args[0]] + slot.REQUESTS] & args[1])
-        return bool(buffer) and op in _LOCKED
+            return bool(self.m[self._p[self.c] + slot.SECOND])
+        if op == "check_request" and not self.m[self._v[args[0]] + slot.REQUESTS] & args[1]:
+            return False  # a plain test first; only the clear is locked
+        return op in _LOCKED and bool(self.m[self._p[self.c] + slot.FIRST])
 
     def broken(self, claim: Claim, text: str) -> None:
         """The step just done breaks a claim."""
         self.fault = (claim, text)
 
     def _store(self, where: int, value: int) -> None:
-        if self.tso:
-            self.m[self._p[self.c] + slot.BUFFER] += ((where, value),)
-        else:
+        if not self.tso:
             self.m[where] = value
+            return
+        buffer = self._p[self.c] + slot.FIRST
+        if self.m[buffer]:
+            buffer = self._p[self.c] + slot.SECOND
+        self.m[buffer] = self._layout.store(where, value)
 
     def _load(self, where: int) -> int:
-        for place, value in reversed(self.m[self._p[self.c] + slot.BUFFER]):
-            if place == where:
-                return int(value)
+        if self.tso:
+            p = self._p[self.c]
+            for entry in (self.m[p + slot.SECOND], self.m[p + slot.FIRST]):
+                if entry and self._layout.location(entry)[0] == where:
+                    return self._layout.location(entry)[1]
         return int(self.m[where])
 
-    def drain(self, pcpu: int) -> None:
-        """The oldest store in the buffer of `pcpu` reaches memory."""
-        buffer = self._p[pcpu] + slot.BUFFER
-        (where, value), *rest = self.m[buffer]
-        self.m[where] = value
-        self.m[buffer] = tuple(rest)
+    def drain(self, pcpu: int) -> tuple[int, int]:
+        """The oldest store in the buffer of `pcpu` reaches memory: (slot, value)."""
+        m, p = self.m, self._p[pcpu]
+        where, value = self._layout.location(m[p + slot.FIRST])
+        m[where] = value
+        m[p + slot.FIRST], m[p + slot.SECOND] = m[p + slot.SECOND], 0
+        return where, value
 
     # -- the PI descriptor ----------------------------------------------------------------------
 
@@ -126,7 +132,7 @@ class ModelCpu:
         return self._vector[pir.bit_length()]
 
     def pi_test_on(self, vcpu: int) -> bool:
-        if self.tso and self.me == vcpu and self.m[self._p[self.c] + slot.BUFFER]:
+        if self.tso and self.me == vcpu and self.m[self._p[self.c] + slot.FIRST]:
             self.seen.add("ON was read with a store still buffered")
         return bool(self.m[self._v[vcpu] + slot.ON])
 
@@ -204,6 +210,15 @@ class ModelCpu:
         if self._counting:
             self.m[slot.RAISED] += 1
 
+    def took_notification(self, vcpu: int) -> None:
+        """The processor acknowledges a notification in non-root mode, whoever it was meant for."""
+        self.seen.add("the processor took a notification")
+        meant = self._p[self.c] + slot.MEANT
+        if self.m[meant] & ~(1 << vcpu):
+            text = f"vCPU {vcpu} consumed a notification that was meant for another"
+            self.broken(Claim.OWN_NOTIFICATION, text)
+        self.m[meant] = 0
+
     def vm_entry(self, vcpu: int) -> None:
         self.m[self._p[self.c] + slot.NONROOT] = 1
 
@@ -264,9 +279,9 @@ class ModelCpu:
 
     def exit_msr(self) -> tuple[int, int]:
         p = self._p[self.c] + slot.EXIT_MSR
-        msr, value = self.m[p]
+        deadline = int(self.m[p])
         self.m[p] = 0
-        return (msr, value)
+        return MSR_TSC_DEADLINE, deadline
 
     def skip_emulated_instruction(self) -> None:
         pass

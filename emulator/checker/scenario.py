@@ -119,6 +119,11 @@ class Scenario:
         return tuple(sorted({REMOTE_VECTOR, IRQ_VECTOR, TIMER_VECTOR, DEVICE_VECTOR}))
 
     @property
+    def remote_vector(self) -> int:
+        """What the remote sender posts."""
+        return REMOTE_VECTOR
+
+    @property
     def irq_vector(self) -> int:
         """What the host interrupt's handler posts."""
         return REMOTE_VECTOR if self.one_vector else IRQ_VECTOR

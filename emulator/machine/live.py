@@ -34,8 +34,6 @@ SYNC: Final = int(Event.SYNC)
 HOST_IRQ: Final = int(Event.HOST_IRQ)
 HALT: Final = int(Event.HALT)
 HALT_POLL: Final = int(Event.HALT_POLL)
-SYNCS_ON: Final = int(Stat.SYNCS_ON)
-SYNCS_OFF: Final = int(Stat.SYNCS_OFF)
 RUNNING: Final = int(TaskState.RUNNING)
 INTERRUPTIBLE: Final = int(TaskState.INTERRUPTIBLE)
 SLEEPING: Final = int(TaskState.SLEEPING)
@@ -103,7 +101,10 @@ class LiveCpu(Processor):
 
     def pi_test_on(self, vcpu: int) -> bool:
         on = self.words[vcpu].desc.control() & ON
-        self.stats[SYNCS_ON if on else SYNCS_OFF] += 1
+        if on:
+            self.syncs_on += 1
+        else:
+            self.syncs_off += 1
         if self.irqs_on:
             self._step()
         return on != 0
@@ -133,23 +134,29 @@ class LiveCpu(Processor):
     def pi_harvest(self, vcpu: int) -> int:
         words = self.words[vcpu]
         found = words.desc.harvest()
-        self.harvests += 1
         highest = found.bit_length() - 1
         if found:
             page = words.page
             merged = page.virr & found
             page.virr |= found
-            flags = 0 if self.lp.in_root else 1
-            now = monotonic_ns()
-            while found:
-                vector = found.bit_length() - 1
-                bit = 1 << vector
-                found ^= bit
-                arg = flags | 2 if merged & bit else flags
-                self.note((now, arg, 0, SYNC, vector, self.pcpu, vcpu, 0))
+            self.harvests += 1
+            self._note_sync(vcpu, highest, found, merged)
         if self.irqs_on:
             self._step()
         return highest
+
+    def _note_sync(self, vcpu: int, vector: int, found: int, merged: int) -> None:
+        """One event for each vector harvested, the highest first."""
+        flags = 0 if self.lp.in_root else 1
+        now = monotonic_ns()
+        while True:
+            bit = 1 << vector
+            arg = flags | 2 if merged & bit else flags
+            self.note((now, arg, 0, SYNC, vector, self.pcpu, vcpu, 0))
+            found ^= bit
+            if not found:
+                return
+            vector = found.bit_length() - 1
 
     # -- the local APIC and the virtual APIC -------------------------------------------------------
 

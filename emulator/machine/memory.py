@@ -267,13 +267,31 @@ class Memory:
 class PiDesc:
     """One PI descriptor in the mapped file: each method is one locked instruction or one load."""
 
-    __slots__ = ("_control", "_pir", "_words", "clear_control", "control", "set_control", "set_pir")
+    __slots__ = (
+        "_control",
+        "_exchange0",
+        "_exchange1",
+        "_exchange2",
+        "_exchange3",
+        "_load0",
+        "_load1",
+        "_load2",
+        "_load3",
+        "_pir",
+        "clear_control",
+        "control",
+        "set_control",
+        "set_pir",
+    )  # fmt: skip
 
     def __init__(self, memory: Memory, vcpu: int) -> None:
         base = memory.vcpu(vcpu, 0)
         assert base % 64 == 0
         self._pir = [memory.u64(base + 8 * i) for i in range(4)]
-        self._words = [(cell.load, cell.exchange, 64 * i) for i, cell in enumerate(self._pir)]
+        self._load0, self._load1, self._load2, self._load3 = (c.load for c in self._pir)
+        self._exchange0, self._exchange1, self._exchange2, self._exchange3 = (
+            cell.exchange for cell in self._pir
+        )
         self._control = memory.u64(base + V_CONTROL)
         self.set_pir = [cell.fetch_or for cell in self._pir]  # [word](mask) -> old word
         self.control = self._control.load
@@ -282,10 +300,13 @@ class PiDesc:
 
     def harvest(self) -> int:
         """Read all four words, exchange each non-zero one with 0: what was found, 256 bits."""
-        found = 0
-        for load, exchange, shift in self._words:
-            if load():
-                found |= exchange(0) << shift
+        found = self._exchange0(0) if self._load0() else 0
+        if self._load1():
+            found |= self._exchange1(0) << 64
+        if self._load2():
+            found |= self._exchange2(0) << 128
+        if self._load3():
+            found |= self._exchange3(0) << 192
         return found
 
     def pir(self) -> int:

@@ -78,7 +78,6 @@ DELIVER: Final = int(Event.DELIVER)
 EOI: Final = int(Event.EOI)
 EXIT: Final = int(Event.EXIT)
 LOOKS: Final = int(Stat.LOOKS)
-FASTPATH_REENTER: Final = int(Stat.FASTPATH_REENTER)
 
 IDLE_MAX_S: Final = 0.5  # an idle pCPU looks up this often whatever happens
 PREEMPTION_TIMER: Final = int(ExitReason.PREEMPTION_TIMER)
@@ -130,6 +129,10 @@ class Processor:
         self.harvests = 0
         self._publish_harvests: Callable[[int], None]
         self._guest_step: Callable[[], Outcome]
+        self.syncs_on = 0
+        self.syncs_off = 0
+        self.fastpath_reenter = 0
+        self._entry_ts = 0
         self._exit_ts = 0
         self._exit_reason = 0
         self._straight_back = False
@@ -141,12 +144,17 @@ class Processor:
 
     def flush(self) -> None:
         """Publish what was kept back while there was something better to do."""
-        if self.recorder.pending:
-            self.recorder.flush()
+        if not self.recorder.pending:
+            return
+        self.recorder.flush()
+        stats = self.stats
+        stats[Stat.SYNCS_ON] = self.syncs_on
+        stats[Stat.SYNCS_OFF] = self.syncs_off
+        stats[Stat.FASTPATH_REENTER] = self.fastpath_reenter
         if self.page is not None:
             self.page.write_back()
             self._publish_harvests(self.harvests)
-        self.published[:] = self.stats
+        self.published[:] = stats
 
     def look(self) -> bool:
         """Take what has arrived off the socket; false if nothing had."""
@@ -254,14 +262,9 @@ class Processor:
     # -- non-root operation ------------------------------------------------------------------------
 
     def vm_entry(self, vcpu: int) -> None:
-        """VM entry."""
-        now = monotonic_ns()
-        if self._exit_ts:
-            self.note((self._exit_ts, now, self._exit_reason, EXIT, 0, self.pcpu, vcpu, 0))
-            if self._straight_back:
-                self.stats[FASTPATH_REENTER] += 1
-            if len(self.recorder.pending) > PENDING_MAX:
-                self.recorder.flush()
+        if self._straight_back:
+            self.fastpath_reenter += 1
+        self._entry_ts = monotonic_ns()
         self.lp.vm_entry(self.loaded)
 
     def non_root_event(self, vcpu: int) -> int:
@@ -289,11 +292,20 @@ class Processor:
         if outcome == NOTIFICATION:
             self._accepted_in_guest()
             return NOTIFICATION
-        self._exit_ts = monotonic_ns()
-        self._exit_reason = outcome
-        self._straight_back = True
-        self.stats[outcome] += 1
+        self._exited(outcome)
         return outcome
+
+    def _exited(self, reason: int) -> None:
+        """Account for the exit before this one, whose end the entry was."""
+        if self._exit_ts:
+            span = (self._exit_ts, self._entry_ts, self._exit_reason)
+            self.note((*span, EXIT, 0, self.pcpu, self.current, 0))
+        if len(self.recorder.pending) > PENDING_MAX:
+            self.flush()
+        self._exit_ts = monotonic_ns()
+        self._exit_reason = reason
+        self._straight_back = True
+        self.stats[reason] += 1
 
     def _accepted_in_guest(self) -> None:
         meta = self.pending.pop(POSTED_INTR_VECTOR, None)

@@ -47,6 +47,14 @@ def test_repeats_of_a_cell_are_taken_together():
     assert "the 120 elided are 2.40ms" in text
 
 
+def test_a_rule_is_set_against_the_last_one_that_elides_nothing():
+    unsafe = asleep() | {"set": {"kvm.rule": "kvm-v5.8"}}
+    rules = [example(rule="kvm-v5.16"), unsafe, example(rule="kvm-v5.18")]
+    text = matrix_text(matrix(rules))
+    assert "From kvm-v5.16 to kvm-v5.18" in text
+    assert "From kvm-v5.8" not in text
+
+
 def test_a_saving_that_loses_interrupts_is_not_praised():
     before = example(rule="kvm-v5.16")
     lossy = asleep() | {"set": {"kvm.rule": "kvm-v5.8"}}

@@ -1,0 +1,166 @@
+"""What may happen that no protocol text decides: the guest's next event, the scheduler's, the LAPIC's.
+
+Pure functions of a memory.  Each gives the outcomes that are possible now; `world` makes a move of
+each.  An outcome is *voluntary* if nothing obliges it to come.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from emulator.checker import memory as slot
+from emulator.checker.memory import PENDING_BIT, PENDING_VECTOR, Layout, Touched
+from emulator.checker.scenario import Scenario
+from emulator.hardware.cpu import NOTIFICATION
+from emulator.hardware.vectors import (
+    FIRST_DEVICE_VECTOR,
+    LOCAL_TIMER_VECTOR,
+    POSTED_INTR_VECTOR,
+    ExitReason,
+)
+from emulator.kvm.params import TaskState
+
+_SLEEPING = TaskState.SLEEPING.value
+
+Changes = tuple[tuple[int, int], ...]  # (slot, new value)
+
+
+class Choice(NamedTuple):
+    """One outcome of a step that has several."""
+
+    op: str
+    args: tuple[Any, ...]
+    result: Any
+    voluntary: bool
+    changes: Changes
+    advances: bool = True  # False: the program stays at the step
+
+
+class Interrupt(NamedTuple):
+    """A vector that a pCPU can be given now."""
+
+    vector: int
+    changes: Changes
+    voluntary: bool
+
+
+def guest_events(scenario: Scenario, layout: Layout, m: Touched, vcpu: int) -> list[Choice]:
+    """What can happen while `vcpu` is in non-root mode.
+
+    A vector in PENDING has been sent and not yet been taken.  Until it arrives the guest goes on,
+    and even a recognised virtual interrupt waits while the guest has interrupts masked; so the
+    guest may do something else first.  With `scenario.priority` it may not: the hardware's order
+    (SDM vol. 3, 29.2.2), with nothing in flight.
+    """
+    v = layout.vcpus[vcpu]
+    pcpu = m[v + slot.ON_CPU]
+    p = layout.pcpus[pcpu]
+    out = (p + slot.NONROOT, 0)
+    found: list[Choice] = []
+    if m[v + slot.RVI] and m[v + slot.GUEST_IF]:
+        vector = scenario.vectors[m[v + slot.RVI] - 1]
+        found.append(Choice("deliver", (vcpu, vector), None, False, (), advances=False))
+    if bits := m[p + slot.PENDING]:
+        vector = PENDING_VECTOR[1 << (bits.bit_length() - 1)]
+        taken = (p + slot.PENDING, bits & ~PENDING_BIT[vector])
+        if vector == POSTED_INTR_VECTOR:
+            found.append(_event(vcpu, NOTIFICATION, (taken,)))
+        else:
+            changes = (taken, out, (p + slot.EXIT_VECTOR, vector))
+            found.append(_event(vcpu, ExitReason.EXTERNAL_INTERRUPT, changes))
+    if found and scenario.priority:
+        return found[:1]
+    found += (
+        _event(vcpu, ExitReason.EXTERNAL_INTERRUPT, (*i.changes, out, (p + slot.EXIT_VECTOR, i.vector)), i.voluntary)
+        for i in host_interrupts(scenario, layout, m, pcpu)
+    )
+    return found + _instructions(scenario, m, vcpu, v, p)
+
+
+def _instructions(scenario: Scenario, m: Touched, vcpu: int, v: int, p: int) -> list[Choice]:
+    """The exits that the guest's own instructions and its timer cause."""
+    out = (p + slot.NONROOT, 0)
+    found = [_event(vcpu, reason, (out,), True) for reason in (ExitReason.HLT, ExitReason.VMCALL)]
+    if left := m[v + slot.LEFT_FASTPATH]:
+        changes = (out, (v + slot.LEFT_FASTPATH, left - 1), (v + slot.HV_TIMER, 1))
+        found.append(_event(vcpu, ExitReason.PREEMPTION_TIMER, changes, True))
+    if left := m[v + slot.LEFT_TIMER]:
+        for deadline in (1, 2):
+            write = (p + slot.EXIT_MSR, deadline)
+            changes = (out, (v + slot.LEFT_TIMER, left - 1), write)
+            found.append(_event(vcpu, ExitReason.MSR_WRITE, changes, True))
+    if m[v + slot.HV_TIMER]:
+        found.append(_event(vcpu, ExitReason.PREEMPTION_TIMER, (out,)))
+    if scenario.guest_masks:
+        found.append(_event(vcpu, ExitReason.HLT, (out, (v + slot.GUEST_IF, 0)), True))
+    return found
+
+
+def _event(vcpu: int, result: int, changes: Changes, voluntary: bool = False) -> Choice:
+    return Choice("non_root_event", (vcpu,), int(result), voluntary, changes)
+
+
+def switches(layout: Layout, m: Touched, vcpu: int) -> list[Choice]:
+    """Where the scheduler can run a thread that has left its pCPU."""
+    v = layout.vcpus[vcpu]
+    pcpu = m[v + slot.ON_CPU]
+    if pcpu >= 0:  # a store buffer has kept it from leaving
+        if m[layout.pcpus[pcpu] + slot.FIRST]:
+            return []
+        off = switched_off(layout, vcpu, pcpu)
+        return [Choice("context_switch", (vcpu,), -1, False, off, advances=False)]
+    if m[v + slot.STATE] == _SLEEPING:
+        return []
+    found = []
+    last = m[v + slot.CPU]
+    for target, p in enumerate(layout.pcpus[: layout.hosts]):
+        if target != last and not m[slot.LEFT_MIGRATE]:
+            continue
+        if m[p + slot.CURRENT] >= 0 or m[p + slot.IN_IRQ]:
+            continue
+        on = ((p + slot.CURRENT, vcpu), (p + slot.IRQS_OFF, 1), (v + slot.ON_CPU, target))
+        if target != last:
+            on = (*on, (slot.LEFT_MIGRATE, m[slot.LEFT_MIGRATE] - 1))
+        found.append(Choice("context_switch", (vcpu,), target, target != last, on))
+    return found
+
+
+def switched_off(layout: Layout, vcpu: int, pcpu: int) -> Changes:
+    """The idle task has the pCPU, interrupts on."""
+    v, p = layout.vcpus[vcpu], layout.pcpus[pcpu]
+    return ((p + slot.CURRENT, -1), (p + slot.IRQS_OFF, 0), (v + slot.ON_CPU, -1))
+
+
+def host_interrupts(
+    scenario: Scenario, layout: Layout, m: Touched, pcpu: int
+) -> Iterator[Interrupt]:
+    """The interrupts of the host's own that `pcpu` can get: a device's, an hrtimer's."""
+    for vcpu, v in enumerate(layout.vcpus):
+        if scenario.pins[vcpu] == pcpu and (left := m[v + slot.LEFT_IRQ]):
+            yield Interrupt(FIRST_DEVICE_VECTOR + vcpu, ((v + slot.LEFT_IRQ, left - 1),), True)
+    if scenario.bounds.timer and any(m[v + slot.SW_TIMER] == 1 + pcpu for v in layout.vcpus):
+        yield Interrupt(LOCAL_TIMER_VECTOR, (), False)
+
+
+def root_interrupts(
+    scenario: Scenario, layout: Layout, m: Touched, pcpu: int
+) -> Iterator[Interrupt]:
+    """Each vector that `pcpu` can take in root mode: none while interrupts are off."""
+    p = layout.pcpus[pcpu]
+    if m[p + slot.IRQS_OFF] or m[p + slot.IN_IRQ] or m[p + slot.NONROOT]:
+        return
+    yield from host_interrupts(scenario, layout, m, pcpu)
+    if bits := m[p + slot.PENDING]:
+        for vector, bit in PENDING_BIT.items():
+            if bits & bit:
+                yield Interrupt(vector, ((p + slot.PENDING, bits & ~bit),), False)
+
+
+def preemptible(layout: Layout, m: Touched, vcpu: int) -> bool:
+    """The thread runs in root mode with interrupts and preemption on, and may be preempted still."""
+    v = layout.vcpus[vcpu]
+    pcpu = m[v + slot.ON_CPU]
+    if pcpu < 0 or m[v + slot.PREEMPTING] or not m[slot.LEFT_PREEMPT]:
+        return False
+    p = layout.pcpus[pcpu]
+    closed = (slot.IN_IRQ, slot.IRQS_OFF, slot.NONROOT, slot.PREEMPT_COUNT)
+    return not any(m[p + s] for s in closed)
