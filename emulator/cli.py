@@ -68,12 +68,16 @@ def run(config: Path, overrides: tuple[str, ...], out: Path, as_json: bool, quie
     """Launch the cluster that CONFIG describes, load it, stop it, verify, report."""
     from emulator.progress import Line
     from emulator.report.text import show
-    from emulator.session import run_experiment
+    from emulator.session import OutError, run_experiment
 
     with sentences():
         experiment = load_experiment(config, overrides)
-        with Line(experiment.name, quiet=quiet) as line:
-            outcome = run_experiment(experiment, out, line.announce, line.progress)
+        try:
+            with Line(experiment.name, quiet=quiet) as line:
+                outcome = run_experiment(experiment, out, line.announce, line.progress)
+        except OutError as error:
+            fail(str(error), EXIT_USAGE)
+            return
     if as_json:
         print_json(outcome.summary)
     elif not quiet:

@@ -51,6 +51,7 @@ class Event(IntEnum):
     SYNC = 24  # one vector PIR -> VIRR.  arg: bit 0 = by the processor, bit 1 = VIRR was set
     DELIVER = 25  # the guest's handler starts
     EOI = 26  # the guest's EOI
+    SELF_IPI = 27  # self-IPI virtualization: VIRR set, no PIR.  arg = due ns, ref = 1: it was set
 
     # the run loop
     EXIT = 32  # VM exit at ts, next VM entry (or the loop's end) at arg; ref = exit reason

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ from typing import Any, Final
 
 from emulator import __version__
 from emulator.config import evaluate, resolved_yaml
-from emulator.config.model import Cell, Experiment
+from emulator.config.model import Cell, Expectation, Experiment
 from emulator.machine.cluster import Cluster, RunResult
-from emulator.machine.errors import HostError, RunBroken
+from emulator.machine.errors import RunBroken
 from emulator.measure.facts import LoadFacts, RunFacts, write_facts
 from emulator.measure.histogram import write_hlog
 from emulator.measure.records import read_events
@@ -40,6 +41,11 @@ VIOLATED: Final = 5
 INTERRUPTED: Final = 130
 
 NAMED_PACKAGES: Final = ("pyzmq", "msgpack", "atomicshm", "numpy")
+
+
+class OutError(Exception):
+    """The folder for run directories cannot be used (exit code 2)."""
+
 
 Progress = Callable[[str, float, int], None]
 
@@ -77,9 +83,7 @@ def run_experiment(
         if outcome.code in (BROKEN, INTERRUPTED):
             break
     if single:
-        outcome = outcomes[0]
-        write_results(directory, outcome.summary, outcome.text)
-        return outcome
+        return outcomes[0]
     return join(experiment, directory, outcomes)
 
 
@@ -94,12 +98,14 @@ def join(experiment: Experiment, directory: Path, outcomes: list[Outcome]) -> Ou
     code = next((c for c in (INTERRUPTED, BROKEN, VIOLATED, EXPECT_FAILED) if c in codes), OK)
     whole = {**whole, "run_dir": str(directory)}
     text = matrix_text(whole)
-    write_results(directory, whole, text)
-    (directory / "status").write_text(
-        f"{'complete' if code in (OK, EXPECT_FAILED, VIOLATED) else outcomes[-1].summary['status']}\n",
-        encoding="utf-8",
-    )
     reason = next((outcome.reason for outcome in outcomes if outcome.reason), "")
+    try:
+        write_results(directory, whole, text)
+        last = outcomes[-1].summary["status"]
+        (directory / "status").write_text(f"{last}\n", encoding="utf-8")
+    except OSError as error:
+        code = BROKEN
+        reason = reason or f"{directory}: {error.strerror}"
     return Outcome(summary=whole, text=text, code=code, reason=reason)
 
 
@@ -113,50 +119,52 @@ def run_cell(
     status.write_text("running\n", encoding="utf-8")
     result = execute(cell, directory, progress)
     facts = facts_of(cell, settings, directory, result)
-    write_facts(directory, facts)
     events = read_events(directory / "events.bin")
     summary = summarise(events, facts)
-    summary = judge(summary, [expectation(e, summary) for e in held_against(cell)])
+    summary = judge(summary, [expectation(e, summary) for e in cell.expect])
     text = run_text(summary)
-    write_results(directory, summary, text)
-    write_hlog(
-        directory / "hist.hlog",
-        latencies(events, facts),
-        start_s=result.started_s,
-        length_s=facts.seconds,
-    )
-    reason = f": {result.reason}" if result.reason else ""
-    status.write_text(f"{result.status}{reason}\n", encoding="utf-8")
     code = exit_code(summary, cell, matrix=experiment.matrix)
-    return Outcome(summary=summary, text=text, code=code, reason=result.reason)
+    reason = result.reason
+    try:
+        write_facts(directory, facts)
+        write_results(directory, summary, text)
+        write_hlog(
+            directory / "hist.hlog",
+            latencies(events, facts),
+            start_s=result.started_s,
+            length_s=facts.seconds,
+        )
+        status.write_text(f"{result.status}{reason and ': '}{reason}\n", encoding="utf-8")
+    except OSError as error:  # a full disk: what stands on it is kept, and the answer still printed
+        code = BROKEN
+        reason = reason or f"{directory}: {error.strerror}"
+    return Outcome(summary=summary, text=text, code=code, reason=reason)
 
 
 def execute(cell: Cell, directory: Path, progress: Progress) -> RunResult:
     """Run the cluster to its end, whatever that is.  HostError passes through."""
-
-    def terminate(*_: object) -> None:
-        raise KeyboardInterrupt
-
     cluster = Cluster(cell, directory, progress)
-    before = signal.signal(signal.SIGTERM, terminate)
+
+    def interrupt(*_: object) -> None:
+        cluster.interrupted = True  # acted upon between two moments of the launcher
+
+    # Both set anew: a shell starts what it runs in the background with SIGINT ignored.
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         with cluster:
             try:
                 cluster.run()
             except KeyboardInterrupt:
-                # A second Ctrl-C must not cut the orderly end short: it has deadlines of its own.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 cluster.finish("interrupted")
+            except (RunBroken, OSError) as error:
+                cluster.salvage(str(error))
     except KeyboardInterrupt:  # before there was anything to stop
         cluster.result.status = "interrupted"
-    except (RunBroken, OSError) as error:
-        if isinstance(error, OSError) and not cluster.started:
-            raise
-        cluster.salvage(str(error))
+    except RunBroken as error:  # while starting, or while stopping
+        cluster.result.reason = str(error)
     finally:
-        signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return cluster.result
 
 
@@ -188,19 +196,15 @@ def facts_of(cell: Cell, settings: dict[str, Any], directory: Path, result: RunR
     )  # fmt: skip
 
 
-def held_against(cell: Cell) -> list[tuple[str | None, str | None]]:
-    return [(e.check, e.violates) for e in cell.expect]
-
-
-def expectation(expected: tuple[str | None, str | None], summary: dict[str, Any]) -> dict[str, Any]:
+def expectation(expected: Expectation, summary: dict[str, Any]) -> dict[str, Any]:
     """One `expect:` against a summary."""
-    check, violates = expected
-    if violates is not None:
-        found = [v for v in summary["violations"] if v["invariant"] == violates]
-        return {"check": f"violates {violates}", "held": bool(found), "value": len(found)}
-    assert check is not None
-    outcome = evaluate(check, summary)
-    return {"check": check, "held": outcome.held, "value": outcome.value}
+    if expected.violates is not None:
+        found = [v for v in summary["violations"] if v["invariant"] == expected.violates]
+        name = f"violates {expected.violates}"
+        return {"check": name, "held": bool(found), "value": len(found)}
+    assert expected.check is not None
+    outcome = evaluate(expected.check, summary)
+    return {"check": expected.check, "held": outcome.held, "value": outcome.value}
 
 
 def exit_code(summary: dict[str, Any], cell: Cell, *, matrix: bool) -> int:
@@ -230,7 +234,7 @@ def host() -> dict[str, Any]:
 
 
 def new_run_directory(out: Path, experiment: Experiment) -> Path:
-    """`out`/<utc>-<name>-<id> with the config in it, and `out`/latest.  HostError if it cannot be."""
+    """`out`/<utc>-<name>-<id> with the config in it, and `out`/latest.  OutError if it cannot."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     directory = out / f"{stamp}-{experiment.name}-{secrets.token_hex(3)}"
     try:
@@ -242,7 +246,8 @@ def new_run_directory(out: Path, experiment: Experiment) -> Path:
         (directory / "env.json").write_text(json.dumps(host(), indent=1) + "\n", encoding="utf-8")
         point_latest(out, directory)
     except OSError as error:
-        raise HostError(f"{directory}: cannot write the run directory: {error.strerror}") from error
+        shutil.rmtree(directory, ignore_errors=True)
+        raise OutError(f"{directory}: cannot make the run directory: {error.strerror}") from error
     return directory
 
 

@@ -24,9 +24,10 @@ from emulator.hardware.cpu import Kind
 from emulator.kvm.params import Kvm
 
 DONE: Final = 0  # the node of a program that has returned
+WARN_ON: Final = "WARN_ON"  # the `op` of a node where an assertion of the text has failed
 MAX_NODES: Final = 1 << 12  # node numbers are packed into this many values
 
-_NO_FALL_THROUGH: Final = ("RETURN_VALUE", "RETURN_CONST", "RERAISE", "RAISE", "JUMP_F", "JUMP_B")
+_NO_FALL_THROUGH: Final = ("RETURN_V", "RETURN_C", "RERAISE", "RAISE", "JUMP_F", "JUMP_B")
 
 _Local = tuple[object, ...]
 _Generator = Generator[Step, Any, Any]
@@ -105,7 +106,10 @@ class Automaton:
                 step = generator.send(result)
         except StopIteration:
             return DONE
-        local, node = _suspended(generator, step)
+        except AssertionError as warning:
+            local, node = _warning(warning)
+        else:
+            local, node = _suspended(generator, step)
         number = self._numbers.get(local)
         if number is None:
             number = self._numbers[local] = len(self.nodes)
@@ -116,6 +120,17 @@ class Automaton:
             self._other.setdefault(number, origin)
         generator.close()
         return number
+
+
+def _warning(warning: AssertionError) -> tuple[_Local, Node]:
+    """A WARN_ON() of the text has fired: a node at which the checker stops."""
+    frame = warning.__traceback__
+    assert frame is not None
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    code = frame.tb_frame.f_code
+    line = f"{code.co_filename}:{frame.tb_lineno}"
+    return (WARN_ON, line), Node(WARN_ON, (), Kind.LOCAL, (code.co_name,), line)
 
 
 def _longer(origin: _Origin, result: object) -> _Origin:
@@ -146,7 +161,7 @@ def _suspended(generator: _Generator, step: Step) -> tuple[_Local, Node]:
 def _immutable(value: object) -> object:
     if isinstance(value, tuple):
         return tuple(_immutable(v) for v in value)
-    assert value is None or isinstance(value, int | str | Enum), f"a mutable local: {value!r}"
+    assert value is None or isinstance(value, int | str | Enum | frozenset), f"a mutable local: {value!r}"
     return value
 
 

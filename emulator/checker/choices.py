@@ -1,14 +1,15 @@
-"""What may happen that no protocol text decides: the guest's next event, the scheduler's, the LAPIC's.
+"""What may happen that no protocol text decides: the guest's next event, the scheduler's, a vector's.
 
 Pure functions of a memory.  Each gives the outcomes that are possible now; `world` makes a move of
-each.  An outcome is *voluntary* if nothing obliges it to come.
+each.  An outcome is *voluntary* if nothing obliges it to come.  So that a run has an end, a sender
+may retire before its bound, and a guest may decide to compute for ever.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from emulator.checker import memory as slot
-from emulator.checker.memory import PENDING_BIT, PENDING_VECTOR, Layout, Touched
+from emulator.checker.memory import LEFT_BITS, PENDING_BIT, PENDING_VECTOR, Layout, Touched
 from emulator.checker.scenario import Scenario
 from emulator.hardware.cpu import NOTIFICATION
 from emulator.hardware.vectors import (
@@ -18,6 +19,10 @@ from emulator.hardware.vectors import (
     ExitReason,
 )
 from emulator.kvm.params import TaskState
+
+RETIRED: Final = (1 << LEFT_BITS) - 1  # in a LEFT slot: will not post again, though it could have
+IN_GUEST: Final = 1  # in NONROOT
+COMPUTING: Final = 2  # in NONROOT: the guest will leave only if it is made to
 
 _SLEEPING = TaskState.SLEEPING.value
 
@@ -41,6 +46,12 @@ class Interrupt(NamedTuple):
     vector: int
     changes: Changes
     voluntary: bool
+
+
+def left(m: Touched, where: int) -> int:
+    """How many more posts the sender with this LEFT slot can make."""
+    count = int(m[where])
+    return 0 if count == RETIRED else count
 
 
 def guest_events(scenario: Scenario, layout: Layout, m: Touched, vcpu: int) -> list[Choice]:
@@ -69,27 +80,30 @@ def guest_events(scenario: Scenario, layout: Layout, m: Touched, vcpu: int) -> l
             found.append(_event(vcpu, ExitReason.EXTERNAL_INTERRUPT, changes))
     if found and scenario.priority:
         return found[:1]
-    found += (
-        _event(vcpu, ExitReason.EXTERNAL_INTERRUPT, (*i.changes, out, (p + slot.EXIT_VECTOR, i.vector)), i.voluntary)
-        for i in host_interrupts(scenario, layout, m, pcpu)
-    )
-    return found + _instructions(scenario, m, vcpu, v, p)
+    for i in host_interrupts(scenario, layout, m, pcpu):
+        changes = (*i.changes, out, (p + slot.EXIT_VECTOR, i.vector))
+        found.append(_event(vcpu, ExitReason.EXTERNAL_INTERRUPT, changes, i.voluntary))
+    if m[v + slot.HV_TIMER]:
+        found.append(_event(vcpu, ExitReason.PREEMPTION_TIMER, (out,)))
+    if m[p + slot.NONROOT] == IN_GUEST:
+        found += _instructions(scenario, m, vcpu, v, p)
+    return found
 
 
 def _instructions(scenario: Scenario, m: Touched, vcpu: int, v: int, p: int) -> list[Choice]:
-    """The exits that the guest's own instructions and its timer cause."""
+    """What the guest can do of its own accord."""
     out = (p + slot.NONROOT, 0)
     found = [_event(vcpu, reason, (out,), True) for reason in (ExitReason.HLT, ExitReason.VMCALL)]
-    if left := m[v + slot.LEFT_FASTPATH]:
-        changes = (out, (v + slot.LEFT_FASTPATH, left - 1), (v + slot.HV_TIMER, 1))
+    for_ever = ((p + slot.NONROOT, COMPUTING),)
+    found.append(Choice("compute", (vcpu,), None, True, for_ever, advances=False))
+    if n := left(m, v + slot.LEFT_FASTPATH):  # a deadline that the guest had set before
+        changes = (out, (v + slot.LEFT_FASTPATH, n - 1), (v + slot.HV_TIMER, 1))
         found.append(_event(vcpu, ExitReason.PREEMPTION_TIMER, changes, True))
-    if left := m[v + slot.LEFT_TIMER]:
+    if n := left(m, v + slot.LEFT_TIMER):
         for deadline in (1, 2):
             write = (p + slot.EXIT_MSR, deadline)
-            changes = (out, (v + slot.LEFT_TIMER, left - 1), write)
+            changes = (out, (v + slot.LEFT_TIMER, n - 1), write)
             found.append(_event(vcpu, ExitReason.MSR_WRITE, changes, True))
-    if m[v + slot.HV_TIMER]:
-        found.append(_event(vcpu, ExitReason.PREEMPTION_TIMER, (out,)))
     if scenario.guest_masks:
         found.append(_event(vcpu, ExitReason.HLT, (out, (v + slot.GUEST_IF, 0)), True))
     return found
@@ -135,8 +149,8 @@ def host_interrupts(
 ) -> Iterator[Interrupt]:
     """The interrupts of the host's own that `pcpu` can get: a device's, an hrtimer's."""
     for vcpu, v in enumerate(layout.vcpus):
-        if scenario.pins[vcpu] == pcpu and (left := m[v + slot.LEFT_IRQ]):
-            yield Interrupt(FIRST_DEVICE_VECTOR + vcpu, ((v + slot.LEFT_IRQ, left - 1),), True)
+        if scenario.pins[vcpu] == pcpu and (n := left(m, v + slot.LEFT_IRQ)):
+            yield Interrupt(FIRST_DEVICE_VECTOR + vcpu, ((v + slot.LEFT_IRQ, n - 1),), True)
     if scenario.bounds.timer and any(m[v + slot.SW_TIMER] == 1 + pcpu for v in layout.vcpus):
         yield Interrupt(LOCAL_TIMER_VECTOR, (), False)
 

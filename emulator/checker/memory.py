@@ -1,9 +1,9 @@
 """The simulated machine's memory: what there is, and where each value lies in a state's integer.
 
 Every value that actors share is a small integer in a slot of its own.  A global state is one
-Python integer: the slots' bits, then the programs' positions (`world`).  `Layout` packs and unpacks;
-`Touched` is an unpacked memory that remembers which slots a step has read or written, which is
-what lets `world` work out a step once for all states that agree on those slots.
+Python integer: the slots' bits, then the programs' positions (`world`).  `Layout` packs and
+unpacks; `Touched` is an unpacked memory that remembers which slots a step has read or written,
+which is what lets `world` work out a step once for all states that agree on those slots.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,8 @@ from emulator.kvm.params import MpState, TaskState
 (GUEST_IF, DEADLINE, HV_TIMER, SW_TIMER, TIMER_PENDING) = range(16, 21)  # SW_TIMER: 1 + pCPU
 OWED = 21  # ghost: posts not yet delivered, two bits a vector
 (LEFT_REMOTE, LEFT_IRQ, LEFT_FASTPATH, LEFT_DEVICE, LEFT_TIMER) = range(22, 27)
-VCPU_SLOTS: Final = 27
+(CALL_REMOTE, CALL_DEVICE) = range(27, 29)  # its sender is in a call
+VCPU_SLOTS: Final = 29
 
 # Per pCPU that can host a vCPU.  FIRST and SECOND are the store buffer, the oldest store first.
 (RUNNING, CURRENT, IRQS_OFF, IN_IRQ, NONROOT, PREEMPT_COUNT) = range(6)
@@ -37,7 +38,7 @@ PCPU_SLOTS: Final = 14
 (LEFT_PREEMPT, LEFT_MIGRATE, LEFT_PLUG, ASSIGNED, RAISED, WASTED, WOKEN) = range(7)
 MACHINE_SLOTS: Final = 7
 
-LEFT_BITS: Final = 3  # no bound is above 7
+LEFT_BITS: Final = 3  # no bound is above 6; 7 says that the sender has retired
 BUFFERED: Final = (MODE, CPU, STATE)  # what a plain store can write
 
 PENDING_BIT: Final = {
@@ -88,9 +89,9 @@ class Layout:
         who = count.bit_length()  # -1 .. count - 1
         where = (hosts + 1).bit_length()  # -1 .. hosts
         vcpu = [vectors, vectors, vectors.bit_length(), 1, 1, 2, where, 2, where, 3, 2]
-        vcpu += [2, 1, where, 1, where, 1, 2, 1, where, 1, 2 * vectors, *([LEFT_BITS] * 5)]
+        vcpu += [2, 1, where, 1, where, 1, 2, 1, where, 1, 2 * vectors, *([LEFT_BITS] * 5), 1, 1]
         store = (count * len(BUFFERED) * 4).bit_length()
-        pcpu = [who, who, 1, 1, 1, 2, 4, count, count, 1, store, store, 8, 4]
+        pcpu = [who, who, 1, 1, 2, 2, 4, count, count, 1, store, store, 8, 4]
         widths = [LEFT_BITS, LEFT_BITS, LEFT_BITS, 1, 5, 5, 5]
         widths += vcpu * count + pcpu * (hosts + 1)
         self.size = len(widths)
@@ -107,6 +108,10 @@ class Layout:
             self.shifts.append(self.bits)
             self.bits += width
         self.masks = [m << s for m, s in zip(self._limits, self.shifts, strict=True)]
+
+    def mask_of(self, *fields: int) -> int:
+        """The bits of these slots of every vCPU."""
+        return sum(self.masks[v + field] for v in self.vcpus for field in fields)
 
     def unpack(self, state: int) -> Touched:
         """The slots of a state."""
@@ -157,6 +162,8 @@ def initial_memory(scenario: Scenario, layout: Layout) -> Touched:
         if m[host + CURRENT] < 0:
             m[host + CURRENT] = m[host + RUNNING] = vcpu
             m[base + ON_CPU], m[base + SN] = home, 0
+        else:
+            m[base + PREEMPTING] = 1  # queued: it was preempted before it did anything
         m[base + LEFT_REMOTE], m[base + LEFT_IRQ] = bounds.remote, bounds.irq
         m[base + LEFT_FASTPATH], m[base + LEFT_DEVICE] = bounds.fastpath, bounds.device
         m[base + LEFT_TIMER] = bounds.timer

@@ -4,10 +4,11 @@ A bound is the most that a sender may do; it may always do less.  `catalogue` ho
 that have a name; `world` turns one into actors.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
+from emulator.checker.claims import SAFETY, Claim
 from emulator.kvm.params import Bug, EntryOrder, Kvm, Notify, PidScheme, ReentryOrder
 
 REMOTE_VECTOR: Final = 0x21
@@ -21,25 +22,6 @@ class MemoryModel(Enum):
 
     SC = "sc"  # at once
     TSO = "tso"  # through a FIFO of depth 2 per pCPU; own loads see own stores
-
-
-class Claim(Enum):
-    """What must hold.  Ids as in the tables of `claims`."""
-
-    DELIVERED = "S1"
-    RECOVERABLE = "S2"
-    NO_PHANTOM = "S3"
-    LIST_AGREES = "S4"
-    SN_CLEAR_IN_GUEST = "S5"
-    EVENTUALLY = "L1"
-    COST = "C1"
-    NO_NEEDLESS_WAKE = "I8"
-    OWN_NOTIFICATION = "I10"
-
-
-SAFETY: Final = frozenset(
-    {Claim.DELIVERED, Claim.NO_PHANTOM, Claim.LIST_AGREES, Claim.SN_CLEAR_IN_GUEST}
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +60,13 @@ class Scenario:
     hosts: int = 2  # pCPUs that can run vCPUs; senders sit on those above
     assigned: bool = False  # a hardware sender can write the descriptor from the start
     urgent: bool = False  # the device's remapping entry has its URG bit set
+    ipi_virtualization: bool = False  # the hardware sender takes two locks, not VT-d's one
     guest_masks: bool = False  # the guest may HLT with RFLAGS.IF = 0
-    priority: bool = False
+    priority: bool = False  # nothing is in flight: what is pending precedes the next instruction
     one_vector: bool = False  # all senders post the same vector
     claims: frozenset[Claim] = SAFETY
-    expected: str = "holds"
-    tags: frozenset[str] = field(default_factory=frozenset)
+    expected: frozenset[Notify] = frozenset()  # the rules under which a claim is known to break
+    full: bool = False  # more states than a quick profile has time for
 
     @property
     def kvm(self) -> Kvm:

@@ -17,7 +17,16 @@ from emulator.kvm.params import Kvm
 # The three lists below are all there is to extend: the shapes, the checks, their messages and the
 # JSON Schema follow them.
 GUEST_PROGRAMS: Final = ("spin", "hlt-loop", "ping-pong", "ring")
-VIOLATIONS: Final = ("lost-wakeup", "lost-interrupt", "unbalanced-account")
+VIOLATIONS: Final = (
+    "lost-wakeup",
+    "lost-interrupt",
+    "posted-harvested",
+    "harvested-delivered",
+    "delivered-eoi",
+    "post-decided",
+    "sent-arrived",
+    "arrived-accepted",
+)
 
 PCPUS_MAX: Final = 256
 VCPUS_MAX: Final = 256  # of one VM

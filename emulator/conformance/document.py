@@ -5,6 +5,7 @@ judged here.
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -65,10 +66,10 @@ def load(path: Path | str) -> Document:
     ]
     if not cases and not matrices:
         raise ConformanceError(f"{path}: no cases and no matrices")
-    ids = [case.id for case in cases] + [matrix.id for matrix in matrices]
-    twice = sorted({i for i in ids if ids.count(i) > 1})
-    if twice:
-        raise ConformanceError(f"{path}: id {twice[0]!r} stands twice")
+    ids = Counter([case.id for case in cases] + [matrix.id for matrix in matrices])
+    name, times = ids.most_common(1)[0]
+    if times > 1:
+        raise ConformanceError(f"{path}: id {name!r} stands {times} times")
     return Document(cases=cases, matrices=matrices)
 
 

@@ -113,7 +113,8 @@ def _check_deliveries(race: Race, key: str, expected: Any) -> None:
 
 def _check_rule(race: Race, rule: Any) -> None:
     """A rule in words.  The schedule must show that it is needed, and that it is enough."""
-    if not re.search(r"clears? SN must (?:look at|check|read) PIR", str(rule), re.IGNORECASE):
+    known = r"(?:software that )?clear(?:s|ing) SN must (?:look at|check|read) PIR(?: afterwards)?"
+    if not re.fullmatch(known, str(rule), re.IGNORECASE):
         raise NotUnderstoodError(f"unknown rule {rule!r}")
     if not race.ledger.lost_when_sn_cleared:
         raise MismatchError(f"{rule}: nothing was stranded when SN was cleared")

@@ -21,6 +21,7 @@ SAMPLES: Final = (
 
 def run_readback(case: Case) -> None:
     """Steps {mode, write, read}; "otherwise" is what no earlier step of its mode has named."""
+    known_keys("setup", case.setup, ())
     named = dict.fromkeys(ApicMode, 0)
     for step in case.steps:
         known_keys("step", step, ("mode", "write", "read", "n"))

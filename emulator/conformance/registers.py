@@ -134,6 +134,8 @@ def _page_write(controls: Controls, outcome: str, offset: int) -> None:
         case "write_exit":
             access.exited(ExitReason.APIC_WRITE, offset)
             check("stored", stored, WRITTEN)
+            # Whatever is written: also what would be a self-IPI, if self-IPIs were virtual.
+            _self_ipi_write(controls, offset).exited(ExitReason.APIC_WRITE, offset)
         case "virtual:tpr":
             _check_tpr(access, stored)
         case "virtual:eoi":
@@ -152,6 +154,12 @@ def _page_write(controls: Controls, outcome: str, offset: int) -> None:
             check("stored", stored, before)
         case _:
             raise NotUnderstoodError(f"unknown outcome {outcome!r}")
+
+
+def _self_ipi_write(controls: Controls, offset: int) -> Access:
+    access = Access(controls)
+    access.outcome = instructions.xapic_write(access.processor, offset, 1 << 18 | SELF_IPI)
+    return access
 
 
 def _check_tpr(access: Access, stored: int) -> None:

@@ -9,7 +9,7 @@ Kernel: virt/kvm/kvm_main.c.
 from typing import Final
 
 from emulator.kvm.cpu import Cpu
-from emulator.kvm.params import KVM_REQ_UNBLOCK, TASK_INTERRUPTIBLE
+from emulator.kvm.params import KVM_REQ_UNBLOCK, TASK_INTERRUPTIBLE, WAKE_WITHOUT_STATE
 from emulator.kvm.sched import schedule
 from emulator.kvm.sync import kvm_cpu_has_interrupt
 
@@ -54,10 +54,13 @@ def kvm_vcpu_block(cpu: Cpu, vcpu: int) -> int:
         # State before condition; a waker stores the condition before it reads the state
         # (kvm_vcpu_wake_up).  Interrupts are on, the vCPU is still "running" here: this is the
         # window in which kvm-v5.8 loses a wake-up.
-        cpu.set_current_state(vcpu, TASK_INTERRUPTIBLE)
+        if WAKE_WITHOUT_STATE not in cpu.kvm.bugs:
+            cpu.set_current_state(vcpu, TASK_INTERRUPTIBLE)
         why = kvm_vcpu_check_block(cpu, vcpu)
         if why:
             break
+        if WAKE_WITHOUT_STATE in cpu.kvm.bugs:
+            cpu.set_current_state(vcpu, TASK_INTERRUPTIBLE)
         waited = True
         schedule(cpu, vcpu)
     cpu.finish_rcuwait(vcpu)

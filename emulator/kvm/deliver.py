@@ -9,20 +9,29 @@ Kernel: vmx_deliver_posted_interrupt(), arch/x86/kvm/vmx/vmx.c (common.h since v
 """
 
 from emulator.events import ELIDE_ON, ELIDE_SAME_VCPU, NOT_BLOCKED, WAKE
-from emulator.hardware.vectors import IN_GUEST_MODE, POSTED_INTR_VECTOR
+from emulator.hardware.vectors import EXITING_GUEST_MODE, IN_GUEST_MODE, POSTED_INTR_VECTOR
 from emulator.kvm.cpu import Cpu
 from emulator.kvm.params import (
+    ELIDE_EXITING,
     KVM_REQ_EVENT,
     KVM_V3_10,
     KVM_V5_8,
     KVM_V5_17,
     KVM_V5_18,
+    MODE_BEFORE_ON,
+    NO_GATE,
+    NO_WAKE,
+    SEND_REVERSED,
 )
 from emulator.kvm.wake import kvm_vcpu_kick, kvm_vcpu_wake_up
 
 
 def vmx_deliver_posted_interrupt(cpu: Cpu, vcpu: int, vector: int) -> None:
     """Post `vector` to `vcpu`, then notify, elide or wake.  Kernel: vmx.c, same name."""
+    if SEND_REVERSED in cpu.kvm.bugs:
+        deliver_on_before_pir(cpu, vcpu, vector)
+        return
+
     # PIR before ON.  The receiver goes the other way (hardware/posted, vmx_sync_pir_to_irr):
     # whoever clears ON after our store finds the bit, whoever cleared it before lets us notify.
     if cpu.pi_test_and_set_pir(vcpu, vector):
@@ -32,9 +41,13 @@ def vmx_deliver_posted_interrupt(cpu: Cpu, vcpu: int, vector: int) -> None:
         deliver_v3_10(cpu, vcpu, vector)
         return
 
+    if MODE_BEFORE_ON in cpu.kvm.bugs:
+        deliver_mode_before_on(cpu, vcpu, vector)
+        return
+
     # A locked instruction, and so the full barrier between ON and the load of vcpu->mode below;
     # pairs with smp_mb() between mode and ON in vcpu_enter_guest().
-    if cpu.pi_test_and_set_on(vcpu):
+    if cpu.pi_test_and_set_on(vcpu) and NO_GATE not in cpu.kvm.bugs:
         cpu.trace(ELIDE_ON, vcpu, vector)
         return  # somebody has already notified
 
@@ -54,7 +67,10 @@ def kvm_vcpu_trigger_posted_interrupt(cpu: Cpu, vcpu: int, pi_vec: int, vector: 
         cpu.trace(ELIDE_SAME_VCPU, vcpu, vector)
         return
 
-    if cpu.load_mode(vcpu) == IN_GUEST_MODE:
+    mode = cpu.load_mode(vcpu)
+    if mode == EXITING_GUEST_MODE and ELIDE_EXITING in cpu.kvm.bugs:
+        mode = IN_GUEST_MODE
+    if mode == IN_GUEST_MODE:
         # Commit 9b44423bf4c8.  In guest mode *and* loaded here: we are on the vCPU's own pCPU,
         # and since interrupts are off there from before the store of IN_GUEST_MODE until after
         # OUTSIDE_GUEST_MODE, we are not an interrupt handler but the vCPU's thread itself, in a
@@ -73,7 +89,8 @@ def kvm_vcpu_trigger_posted_interrupt(cpu: Cpu, vcpu: int, pi_vec: int, vector: 
         return
 
     # Not in guest mode: it will sync before it enters.  If it sleeps, somebody must wake it.
-    wake_or_kick(cpu, vcpu, vector)
+    if NO_WAKE not in cpu.kvm.bugs:
+        wake_or_kick(cpu, vcpu, vector)
 
 
 def wake_or_kick(cpu: Cpu, vcpu: int, vector: int) -> None:
@@ -105,3 +122,32 @@ def deliver_v3_10(cpu: Cpu, vcpu: int, vector: int) -> None:
         cpu.send_ipi(dest, POSTED_INTR_VECTOR, vcpu)
     else:
         wake_or_kick(cpu, vcpu, vector)
+
+
+# -- the museum's: two orders that the argument above forbids -------------------------------------
+
+
+def deliver_on_before_pir(cpu: Cpu, vcpu: int, vector: int) -> None:
+    """Bug.SEND_REVERSED: a receiver that clears ON in between harvests an empty PIR."""
+    was_on = cpu.pi_test_and_set_on(vcpu)
+    if cpu.pi_test_and_set_pir(vcpu, vector):
+        return
+    if not was_on:
+        kvm_vcpu_trigger_posted_interrupt(cpu, vcpu, POSTED_INTR_VECTOR, vector)
+
+
+def deliver_mode_before_on(cpu: Cpu, vcpu: int, vector: int) -> None:
+    """Bug.MODE_BEFORE_ON: the vCPU may enter, having seen ON = 0, after we saw it outside."""
+    mode = cpu.load_mode(vcpu)
+    if cpu.pi_test_and_set_on(vcpu):
+        return
+    rule = cpu.kvm.rule
+    if rule is KVM_V5_8 and cpu.running_vcpu() == vcpu:
+        return
+    if mode != IN_GUEST_MODE:
+        wake_or_kick(cpu, vcpu, vector)
+        return
+    if rule is KVM_V5_18 and cpu.running_vcpu() == vcpu:
+        return
+    dest = cpu.load_vcpu_cpu(vcpu)
+    cpu.send_ipi(dest, POSTED_INTR_VECTOR, vcpu)

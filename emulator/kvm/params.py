@@ -80,6 +80,37 @@ class Bug(Enum):
 
     NOTHING = "none"
 
+    B03 = "B03"  # until b95234c84004
+    B04 = "B04"  # until b95234c84004
+    B05 = "B05"  # until c112b5f50232
+    B06 = "B06"  # c112b5f50232 to v5.4
+    B08 = "B08"  # until 8b306e2f3c41, 31afb2ea2b10
+    B09 = "B09"  # until a2486020a82e
+    B10 = "B10"  # until 53b7ca1a3593
+    B12 = "B12"  # until cfb0e1306a37
+    B16 = "B16"  # until 1831fa44df74
+
+    SEND_REVERSED = "send-reversed"
+    MODE_BEFORE_ON = "mode-before-on"
+    NO_GATE = "no-gate"
+    NO_WAKE = "no-wake"
+    ELIDE_EXITING = "elide-exiting"
+    SYNC_REVERSED = "sync-reversed"
+    NO_ENTRY_FENCE = "no-entry-fence"
+    LATE_OUTSIDE = "late-outside"
+    WAKE_WITHOUT_STATE = "wake-without-state"
+    STATE_WITHOUT_FENCE = "state-without-fence"
+    STALE_RUNNING = "stale-running"
+    LIST_WRONG_CPU = "list-wrong-cpu"
+    ARM_WITHOUT_ON_TEST = "arm-without-on-test"
+    STALE_NDST = "stale-ndst"
+    FIFO_LAPIC = "fifo-lapic"
+
+    # Not a bug: the proposed repair of the loss that preemption and migration cause (`kvm/pid`).
+    REPAIR_WAKE_AT_LOAD = "repair-wake-at-load"
+
+    __hash__ = object.__hash__  # members are singletons, and `in` stands on hot paths
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kvm:
@@ -112,3 +143,26 @@ EXIT_FASTPATH_EXIT_HANDLED: Final = Fastpath.EXIT_HANDLED
 SYNC_FIRST: Final = ReentryOrder.SYNC_FIRST
 SYNC_LAST: Final = ReentryOrder.SYNC_LAST
 ENTRY_ORDER_2013: Final = EntryOrder.V2013
+B03: Final = Bug.B03
+B04: Final = Bug.B04
+B05: Final = Bug.B05
+B06: Final = Bug.B06
+B08: Final = Bug.B08
+B09: Final = Bug.B09
+B10: Final = Bug.B10
+B12: Final = Bug.B12
+B16: Final = Bug.B16
+SEND_REVERSED: Final = Bug.SEND_REVERSED
+MODE_BEFORE_ON: Final = Bug.MODE_BEFORE_ON
+NO_GATE: Final = Bug.NO_GATE
+NO_WAKE: Final = Bug.NO_WAKE
+ELIDE_EXITING: Final = Bug.ELIDE_EXITING
+SYNC_REVERSED: Final = Bug.SYNC_REVERSED
+NO_ENTRY_FENCE: Final = Bug.NO_ENTRY_FENCE
+LATE_OUTSIDE: Final = Bug.LATE_OUTSIDE
+WAKE_WITHOUT_STATE: Final = Bug.WAKE_WITHOUT_STATE
+STALE_RUNNING: Final = Bug.STALE_RUNNING
+LIST_WRONG_CPU: Final = Bug.LIST_WRONG_CPU
+ARM_WITHOUT_ON_TEST: Final = Bug.ARM_WITHOUT_ON_TEST
+STALE_NDST: Final = Bug.STALE_NDST
+REPAIR_WAKE_AT_LOAD: Final = Bug.REPAIR_WAKE_AT_LOAD

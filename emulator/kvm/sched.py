@@ -6,6 +6,7 @@ Kernel: __schedule(), kernel/sched/core.c; kvm_sched_in(), kvm_sched_out(), virt
 """
 
 from emulator.kvm.cpu import Cpu
+from emulator.kvm.params import STALE_RUNNING
 from emulator.kvm.pid import vmx_vcpu_pi_load, vmx_vcpu_pi_put
 
 
@@ -32,7 +33,8 @@ def kvm_sched_out(cpu: Cpu, vcpu: int, preempted: bool) -> None:
     """The descriptor first, then the running-vCPU pointer.  Interrupts are off."""
     cpu.set_preempted(vcpu, preempted)
     vmx_vcpu_pi_put(cpu, vcpu, preempted)
-    cpu.set_running_vcpu(-1)
+    if STALE_RUNNING not in cpu.kvm.bugs:
+        cpu.set_running_vcpu(-1)
 
 
 def kvm_sched_in(cpu: Cpu, vcpu: int) -> None:

@@ -5,6 +5,7 @@ Kernel: vmx_sync_pir_to_irr(), vmx.c; kvm_apic_update_irr(), lapic.c.
 """
 
 from emulator.kvm.cpu import Cpu
+from emulator.kvm.params import SYNC_REVERSED
 
 
 def vmx_sync_pir_to_irr(cpu: Cpu, vcpu: int) -> int:
@@ -15,8 +16,11 @@ def vmx_sync_pir_to_irr(cpu: Cpu, vcpu: int) -> int:
     if cpu.pi_test_on(vcpu):
         # ON before PIR, as the processor does it: a post after the harvest finds ON = 0 and
         # notifies again.  The locked instruction is also the barrier between the two.
+        if SYNC_REVERSED in cpu.kvm.bugs:
+            cpu.pi_harvest(vcpu)
         cpu.pi_clear_on(vcpu)
-        cpu.pi_harvest(vcpu)
+        if SYNC_REVERSED not in cpu.kvm.bugs:
+            cpu.pi_harvest(vcpu)
     max_irr = cpu.find_highest_virr(vcpu)
     cpu.set_rvi(max_irr)
     return max_irr

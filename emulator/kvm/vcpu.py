@@ -22,6 +22,8 @@ from emulator.kvm.cpu import Cpu
 from emulator.kvm.deliver import vmx_deliver_posted_interrupt
 from emulator.kvm.irq import do_irq
 from emulator.kvm.params import (
+    B03,
+    B04,
     ENTRY_ORDER_2013,
     EXIT_FASTPATH_EXIT_HANDLED,
     EXIT_FASTPATH_NONE,
@@ -30,6 +32,8 @@ from emulator.kvm.params import (
     KVM_MP_STATE_RUNNABLE,
     KVM_REQ_EVENT,
     KVM_REQ_UNBLOCK,
+    LATE_OUTSIDE,
+    NO_ENTRY_FENCE,
     SYNC_FIRST,
     SYNC_LAST,
     Fastpath,
@@ -78,6 +82,8 @@ def vcpu_enter_guest(cpu: Cpu, vcpu: int) -> None:
     reason = enter_until_slow_exit(cpu, vcpu)
     # Interrupts are still off: no handler on this pCPU can ever see IN_GUEST_MODE.  The elision
     # in kvm_vcpu_trigger_posted_interrupt() rests on it.
+    if LATE_OUTSIDE in cpu.kvm.bugs:
+        cpu.local_irq_enable()
     cpu.store_mode(vcpu, OUTSIDE_GUEST_MODE)
     if reason == EXIT_REASON_EXTERNAL_INTERRUPT:
         # vmx_handle_exit_irqoff(): the host's handler runs here, mode OUTSIDE, vCPU running.
@@ -93,14 +99,22 @@ def prepare_entry(cpu: Cpu, vcpu: int) -> None:
     """The order since b95234c84004 (v4.11)."""
     # Interrupts off before the mode says "in guest": a sender that reads IN_GUEST_MODE sends a
     # vector, and it must not be eaten by a host handler between here and the entry (B03).
-    cpu.local_irq_disable()
+    bugs = cpu.kvm.bugs
+    if B03 not in bugs:
+        cpu.local_irq_disable()
+    if B04 in bugs:
+        vmx_sync_pir_to_irr(cpu, vcpu)
     # Mode before ON; pairs with ON before mode in vmx_deliver_posted_interrupt().  Without the
     # fence both sides may read the old value: the sender sees OUTSIDE_GUEST_MODE and only wakes,
     # we see ON = 0 and enter, and a guest that spins never hears of it.
     cpu.store_mode(vcpu, IN_GUEST_MODE)
-    cpu.smp_mb()
+    if NO_ENTRY_FENCE not in bugs:
+        cpu.smp_mb()
     # After the mode store (B04): from here on whoever posts sends a vector.
-    vmx_sync_pir_to_irr(cpu, vcpu)
+    if B04 not in bugs:
+        vmx_sync_pir_to_irr(cpu, vcpu)
+    if B03 in bugs:
+        cpu.local_irq_disable()
 
 
 def prepare_entry_2013(cpu: Cpu, vcpu: int) -> None:

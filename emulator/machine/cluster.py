@@ -3,7 +3,7 @@
     create      runtime directory (0700, shared-memory file system), mapped file, sockets
     start       nursery -> every pCPU and device; each says ready
     connect     every connection that the run will use
-    floor       the bare transport between two of the pCPUs
+    floor       the bare transport between two of the pCPUs; again after the load
     load        warm-up and measured part; rings are drained, the watchdog looks
     drain       the load is over; wait until nothing is under way
     stop        every pCPU stops; the state at the end is read
@@ -63,7 +63,7 @@ from emulator.machine.words import all_words
 START_DEADLINE_S: Final = 30.0
 STOP_DEADLINE_S: Final = 10.0
 FLOOR_DEADLINE_S: Final = 10.0
-FLOOR_ROUNDS: Final = 1000  # 2000 one-way samples: enough for a p99
+FLOOR_ROUNDS: Final = 500  # before the load and after it: 2000 one-way samples, enough for a p99
 TICK_S: Final = 0.02
 LOAD_LEAD_NS: Final = 20_000_000  # from the start signal to the first due time
 SOCKET_PATH_MAX: Final = 107  # sizeof(sockaddr_un.sun_path) - 1
@@ -125,8 +125,10 @@ class Cluster:
         self.result = RunResult()
         self._pids: dict[str, int] = {}
         self._exited: dict[str, int] = {}
+        self._finishing = False  # a second Ctrl-C must not cut the orderly end short
         self._quitting = False
-        self.started = False
+        self._loaded = False  # the pCPUs run: there is something to stop in order
+        self.interrupted = False  # set by a signal handler
         self._nursery: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
         self._fabric: Fabric | None = None
@@ -184,13 +186,15 @@ class Cluster:
                 start_new_session=True,
             )
         theirs.close()
-        self.started = True
         self._await("ready", processes, START_DEADLINE_S)
 
     # -- the run -----------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Connect, floor, load, drain, stop.  KeyboardInterrupt leaves a run to be stopped."""
+        """Connect, floor, load, drain, stop.
+
+        KeyboardInterrupt, once `interrupted` is set, leaves a run that `finish()` can stop.
+        """
         cell = self._cell
         self._connect()
         self._measure_floor()
@@ -198,6 +202,7 @@ class Cluster:
         self._memory.view.store_u64(H_T0, start)
         self._memory.set_phase(PHASE_LOAD)
         self._tell_all(CMD_RUN)
+        self._loaded = True
         result = self.result
         result.measure_from_ns = start + cell.run.warmup_ns
         end = result.measure_from_ns + cell.run.duration_ns
@@ -209,12 +214,16 @@ class Cluster:
                 "warm-up" if now < result.measure_from_ns else "load", fraction, self.events
             )
             self._tick()
-            result.losses += self._watchdog.look()
+            self._lose(self._watchdog.look())
         self.finish("complete")
 
     def finish(self, status: str) -> None:
         """End the load, let it settle, stop every pCPU, read the state at the end."""
         result = self.result
+        if status == "interrupted" and not self._loaded:
+            result.status = status
+            return
+        self._finishing = True
         now = monotonic_ns()
         if not result.measure_to_ns:
             result.measure_to_ns = max(now, result.measure_from_ns)
@@ -223,13 +232,17 @@ class Cluster:
         while monotonic_ns() < deadline and not result.losses and not self._quiet():
             self._progress("drain", 1.0, self.events)
             self._tick()
-            result.losses += self._watchdog.look()
+            self._lose(self._watchdog.look())
         if not result.losses and not self._quiet():
-            result.losses += self._watchdog.overdue()
+            self._lose(self._watchdog.overdue())
         began = time.monotonic()
         blocked = [self._watchdog.asleep(v.index) for v in self._cell.vcpus]
         self._tell_all(CMD_STOP, pcpus_only=True)
         stopped = self._await("stopped", self._shape.processes, STOP_DEADLINE_S)
+        stop_s = time.monotonic() - began
+        if status == "complete":
+            self._measure_floor()  # again: a host's noise drifts, and both ends of the run count
+        began = time.monotonic() - stop_s
         self._tell_all(CMD_QUIT)
         self._quitting = True
         self._await_exits()
@@ -237,6 +250,14 @@ class Cluster:
         irr = {report[0]: report[1] for report in stopped}
         self._collect(blocked, irr)
         result.status = status
+
+    def _lose(self, losses: list[Loss]) -> None:
+        """Put what the watchdog found on record."""
+        assert self._drain is not None
+        for loss in losses:
+            for record in loss.records():
+                self._drain.write(record)
+        self.result.losses += losses
 
     @property
     def events(self) -> int:
@@ -321,9 +342,15 @@ class Cluster:
         """A moment of the launcher: reports, exits, rings."""
         assert self._fabric is not None
         assert self._drain is not None
-        self._fabric.pull.poll(int(TICK_S * 1000))
-        while (message := self._fabric.receive()) is not None:
+        if self.interrupted and not self._finishing:
+            raise KeyboardInterrupt
+        message = self._fabric.receive()
+        if message is None:
+            self._fabric.wait(TICK_S)
+            message = self._fabric.receive()
+        while message is not None:
             self._reports.append(message[1:])
+            message = self._fabric.receive()
         self._watch_nursery()
         self._drain.drain()
 
@@ -397,7 +424,7 @@ class Cluster:
         self._kill()
         with contextlib.suppress(OSError):  # the disk may be what broke the run
             self._collect([], {})
-        del self.result.counters["vcpus"]  # a state in mid-step: no account can be drawn from it
+        self.result.counters.pop("vcpus", None)  # a state in mid-step: no account can be drawn
 
     def _kill(self) -> None:
         """End every process now: the nursery does it when its link closes."""
@@ -459,6 +486,8 @@ def log_tail(run_dir: Path, name: str) -> str:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
     except OSError:
         return ""
+    if not lines:
+        return f"; {path} is empty"
     return f"; last lines of {path}:\n" + "\n".join(f"    {line}" for line in lines)
 
 

@@ -48,7 +48,7 @@ class Device:
         while True:
             message = self._fabric.receive()
             if message is None:
-                self._fabric.pull.poll(1000)
+                self._fabric.wait(1.0)
             elif message[1] == CMD_CONNECT:
                 for load in self._loads():
                     if load.on_pcpu is not None:

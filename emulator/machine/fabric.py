@@ -13,6 +13,7 @@ Everything behind the vector is for the account: the receiving local APIC sees a
 """
 
 import os
+import select
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any, Final
@@ -83,7 +84,11 @@ class Fabric:
         self.pull = receiver(self.context)
         bind(self.pull, runtime, fabric, name)
         self._events: Callable[[int], int] = self.pull.getsockopt  # type: ignore[assignment]
-        self.fd = self._events(zmq.FD)
+        self._fd = self._events(zmq.FD)
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        self._poll = poll.poll
+        self._emptied = False
         self._push: dict[int, zmq.Socket[bytes]] = {}
         self._ring: dict[int, Callable[[int], int]] = {}
         self._others: dict[str, zmq.Socket[bytes]] = {}
@@ -148,16 +153,27 @@ class Fabric:
         self.tell("launcher", [VERSION, *message])
 
     def receive(self) -> Message | None:
-        """The next message, None if none is there.  About 2 us when empty."""
+        """The next message, None if none is there.
+
+        An empty look costs 0.5 us: the socket's descriptor says whether anything has happened
+        since the last one.  It is edge-triggered, and silent after a message that left the queue
+        empty unseen: then the socket itself is asked (2 us).
+        """
+        if self._emptied and not self._poll(0):
+            return None
         if not self._events(zmq.EVENTS) & zmq.POLLIN:
+            self._emptied = True
             return None
-        try:
-            data = self.pull.recv(zmq.DONTWAIT)
-        except zmq.Again:  # an event can be spurious
-            return None
+        self._emptied = False
+        data = self.pull.recv(zmq.DONTWAIT)
         message: Message = msgpack.unpackb(data)
         assert message[0] == VERSION
         return message
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep until a message may be there.  Only after `receive()` has returned None."""
+        assert self._emptied
+        select.select([self._fd], [], [], timeout_s)
 
     def close(self) -> None:
         for socket in (self.pull, *self._others.values(), *self._push.values()):

@@ -85,7 +85,7 @@ class Pcpu:
                 self._arrived += 1
                 self._store_arrived(self._arrived)
                 return message
-            self._fabric.pull.poll(1000)
+            self._fabric.wait(1.0)
 
     def _connect(self, peers: list[int]) -> None:
         """Make the connections that the run will use, so that none is made during it."""
@@ -182,7 +182,7 @@ def stream_of(load: Load) -> Stream:
     """A load of the config as the guest's workload sees it."""
     return Stream(
         number=1 + load.index,
-        msr=MSR_OF_VIA[load.via],
+        msr=MSR_OF_VIA.get(load.via, 0),
         vector=load.vector,
         targets=load.targets,
         period_ns=1e9 / load.rate_per_s,

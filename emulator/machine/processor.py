@@ -8,7 +8,6 @@ hardware cannot.
 """
 
 import os
-import select
 from array import array
 from collections.abc import Callable
 from time import monotonic_ns
@@ -80,6 +79,7 @@ EXIT: Final = int(Event.EXIT)
 LOOKS: Final = int(Stat.LOOKS)
 
 IDLE_MAX_S: Final = 0.5  # an idle pCPU looks up this often whatever happens
+FLIGHT_YIELDS: Final = 3  # looks at the socket between two guest instructions
 PREEMPTION_TIMER: Final = int(ExitReason.PREEMPTION_TIMER)
 
 Meta = tuple[int, int, int, int]
@@ -199,6 +199,8 @@ class Processor:
         begin = monotonic_ns()
         self.fabric.send(pcpu, (1, vector, self.pcpu, vcpu, ref, begin, load, due))
         self.note((begin, monotonic_ns(), ref, NOTIFY, vector, self.pcpu, vcpu, load))
+        # The I/O thread that carries the message may be waiting for this very core.
+        os.sched_yield()
 
     # -- interrupts in root mode -------------------------------------------------------------------
 
@@ -253,10 +255,8 @@ class Processor:
         if self.sw_timers:
             first = min(self.sw_timers.values())
             timeout = min(timeout, max(0.0, (first - monotonic_ns()) * 1e-9))
-        # look() reads until the socket says empty, which is what makes its descriptor
-        # signal again (libzmq's is edge-triggered); sleep only after such a look.
         if not self.look() and timeout:
-            select.select([self.fabric.fd], [], [], timeout)
+            self.fabric.wait(timeout)
         self.window()
 
     # -- non-root operation ------------------------------------------------------------------------
@@ -277,7 +277,7 @@ class Processor:
             outcome = boundary()
             if outcome is not None:
                 break
-            if rung() != self.arrived and self.look():
+            if rung() != self.arrived and self._await_flight():
                 continue
             if self.hv_deadline and monotonic_ns() >= self.hv_deadline:
                 outcome = lp.vm_exit(PREEMPTION_TIMER)
@@ -294,6 +294,18 @@ class Processor:
             return NOTIFICATION
         self._exited(outcome)
         return outcome
+
+    def _await_flight(self) -> bool:
+        """A vector is on its way here: take it if it has come.
+
+        What carries it needs a core, as no wire does: offer this one a few times, then let the
+        guest have its next instruction.
+        """
+        for _ in range(FLIGHT_YIELDS):
+            if self.look():
+                return True
+            os.sched_yield()
+        return False
 
     def _exited(self, reason: int) -> None:
         """Account for the exit before this one, whose end the entry was."""
@@ -323,7 +335,7 @@ class Processor:
         if self.hv_deadline:
             timeout = max(0.0, (self.hv_deadline - monotonic_ns()) * 1e-9)
         if not self.look() and timeout:
-            select.select([self.fabric.fd], [], [], timeout)
+            self.fabric.wait(timeout)
 
     # -- guest.Platform and vmx.Idt ----------------------------------------------------------------
 

@@ -1,9 +1,9 @@
 """The watchdog: announced work that nobody is on the way to.
 
 It looks at the mapped file only, from the launcher, a few times a second.  A vCPU with a vector in
-PIR whose PIR has not been taken for `run.watchdog`, while no message was on its way to its pCPU
-and that pCPU was in no interrupt handler, has lost an interrupt: asleep, a wake-up (invariant I4
-of the protocol); awake, a notification (I2, I3).
+PIR that has not been taken for `run.watchdog`, with no message on its way to its pCPU and that
+pCPU in no interrupt handler, has lost an interrupt: asleep, a wake-up (invariant I4 of the
+protocol); awake, a notification (I2, I3).
 """
 
 from dataclasses import dataclass
@@ -67,21 +67,15 @@ class Watchdog:
         now = monotonic_ns()
         losses = []
         for vcpu in self._cell.vcpus:
-            since = self._stuck_since(vcpu.index, now)
-            if since and now - since >= limit_ns:
+            since = self._waiting_since(vcpu.index, now)
+            if since and now - since >= limit_ns and not self._on_the_way(vcpu.index):
                 losses.append(self._loss(vcpu.index, now - since))
         return losses
 
-    def _stuck_since(self, vcpu: int, now: int) -> int:
-        """Since when nothing has happened to this vCPU's announced work; 0: all is well."""
-        words, load = self._words[vcpu], self._memory.view.load_u64
-        pir = words.desc.pir()
-        pcpu = words.cpu.load()
-        on_the_way = load(self._memory.pcpu(pcpu, P_RUNG)) != load(
-            self._memory.pcpu(pcpu, P_ARRIVED)
-        ) or load(self._memory.pcpu(pcpu, P_BUSY))
-        waiting = pir or (self.asleep(vcpu) and self._memory.virr(vcpu))
-        if not waiting or on_the_way:
+    def _waiting_since(self, vcpu: int, now: int) -> int:
+        """Since when this vCPU has had work that it has not taken; 0: it has none."""
+        load = self._memory.view.load_u64
+        if not (self._words[vcpu].desc.pir() or (self.asleep(vcpu) and self._memory.virr(vcpu))):
             self._since.pop(vcpu, None)
             return 0
         life = (
@@ -93,6 +87,13 @@ class Watchdog:
             self._since[vcpu] = (life, now)
             return now
         return known[1]
+
+    def _on_the_way(self, vcpu: int) -> bool:
+        """A message is under way to the vCPU's pCPU, or that is in an interrupt handler."""
+        load, pcpu = self._memory.view.load_u64, self._words[vcpu].cpu.load()
+        rung = load(self._memory.pcpu(pcpu, P_RUNG))
+        arrived = load(self._memory.pcpu(pcpu, P_ARRIVED))
+        return rung != arrived or load(self._memory.pcpu(pcpu, P_BUSY)) != 0
 
     def _loss(self, vcpu: int, for_ns: int) -> Loss:
         words = self._words[vcpu]

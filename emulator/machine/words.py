@@ -30,8 +30,8 @@ class VcpuWords:
     """struct kvm_vcpu, as far as other CPUs read it, its PI descriptor and its APIC page."""
 
     __slots__ = (
-        "cpu", "desc", "harvests", "has_pi_sender", "index", "mode", "mode_load", "mode_store", "mp_state",
-        "page", "pre_pcpu", "preempted", "requests", "sched_ins", "task_state", "timer_pending",
+        "cpu", "desc", "harvests", "has_pi_sender", "index", "mode", "mode_load", "mode_store",
+        "mp_state", "page", "pre_pcpu", "preempted", "requests", "sched_ins", "task_state", "timer_pending",
         "tscdeadline", "waiter",
     )  # fmt: skip
 

@@ -81,11 +81,14 @@ def _rows(
     """The counts of every vCPU and vector that had any."""
     syncs = positions(events, Event.SYNC)
     merged = syncs[(events["arg"][syncs] & SYNC_FOUND_VIRR_SET) != 0]
+    self_ipis = positions(events, Event.SELF_IPI)
     columns = {
         "won": positions(events, Event.POST),
         "elided_pir": positions(events, Event.POST_PIR_SET),
         "synced": syncs,
         "merged": merged,
+        "self_ipi": self_ipis,
+        "self_merged": self_ipis[events["ref"][self_ipis] != 0],
         "delivered": positions(events, Event.DELIVER),
         "ended": positions(events, Event.EOI),
     }
@@ -99,8 +102,8 @@ def _rows(
     for i, key in enumerate(keys.tolist()):
         vcpu, vector = key >> 8, key & 0xFF
         row = {name: int(column[i]) for name, column in counted.items()}
-        row["posted"] = row["won"] + row["elided_pir"]
-        row["coalesced"] = row["elided_pir"] + row["merged"]
+        row["posted"] = row["won"] + row["elided_pir"] + row["self_ipi"]
+        row["coalesced"] = row["elided_pir"] + row["merged"] + row["self_merged"]
         row["pending"] = row["in_pir"] + row["in_virr"]
         row["difference"] = row["posted"] - row["delivered"] - row["coalesced"] - row["pending"]
         row["lost"] = len(lost.get((vcpu, vector), _NONE))
@@ -196,7 +199,7 @@ def _broken_rows(
     """The three legs of a vector's way that a row can show."""
     found = []
     for row in rows:
-        own = row["synced"] - row["merged"]
+        own = row["synced"] - row["merged"] + row["self_ipi"] - row["self_merged"]
         in_service = row["delivered"] - row["ended"]
         legs = [
             (

@@ -8,6 +8,7 @@ What makes the matching exact, and free of clocks of different processes:
 - A SYNC that found VIRR set already is coalesced: the delivery is the earlier post's.
 - A poster decides after it has posted.  An interrupt between the two may post as well, to its end:
   in one process, posts and decisions for one vCPU nest like brackets.
+- Self-IPI virtualization sets VIRR itself: a delivery without a POST.
 - A message carries its number from NOTIFY to ARRIVE to ACCEPT.
 
 Where the rings dropped records, the counting breaks: then only records that stand next to each
@@ -74,7 +75,10 @@ def match_chains(events: Records, *, whole: bool) -> Chains:
     posts = _sorted_by_bit(events, positions(events, Event.POST))
     syncs = _sorted_by_bit(events, positions(events, Event.SYNC))
     found_virr_set = (events["arg"][syncs] & SYNC_FOUND_VIRR_SET) != 0
-    own = syncs[~found_virr_set]
+    # Whoever sets the VIRR bit owns the next delivery: a harvest, or the guest's self-IPI.
+    self_ipis = positions(events, Event.SELF_IPI)
+    new = self_ipis[events["ref"][self_ipis] == 0]
+    own = _sorted_by_bit(events, np.concatenate([syncs[~found_virr_set], new]))
     delivers = _sorted_by_bit(events, positions(events, Event.DELIVER))
     eois = _sorted_by_bit(events, positions(events, Event.EOI))
 

@@ -31,6 +31,7 @@ _VERBS: Final = {
     Event.SYNC: "sync",
     Event.DELIVER: "deliver",
     Event.EOI: "eoi",
+    Event.SELF_IPI: "self-IPI, virtualized",
     Event.EXIT: "exit",
     Event.HALT: "halt",
     Event.HALT_POLL: "halt-poll",

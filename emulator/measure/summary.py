@@ -21,6 +21,7 @@ from emulator.measure.records import Flags, Records, is_notification, positions,
 from emulator.measure.stages import measured, quantiles, stage_samples
 
 EVENTS_FILE: Final = "events.bin"
+_POSTS: Final = (Event.POST, Event.POST_PIR_SET, Event.SELF_IPI)
 LOAD_STAGES: Final = ("due_to_deliver", "post_to_deliver")  # shown for every load by itself
 
 
@@ -212,10 +213,10 @@ def _loads(
         return [int(n) for n in rows]
 
     everywhere = np.ones(len(events), dtype=np.bool_)
-    posted = per_row(everywhere, Event.POST, Event.POST_PIR_SET)
+    posted = per_row(everywhere, *_POSTS)
     raised = per_row(everywhere, Event.RAISE)
     late = per_row(everywhere, Event.LATE)
-    posts_inside = per_row(inside, Event.POST, Event.POST_PIR_SET)
+    posts_inside = per_row(inside, *_POSTS)
     raises_inside = per_row(inside, Event.RAISE)
 
     loads = {}

@@ -105,13 +105,31 @@ class History:
         self.irr = {}  # pcpu -> (message, vcpu)
         self.posts = []  # truth, one dict a POST
         self.counts = dict.fromkeys(
-            ("pir_set", "merged_syncs", "sent", "merged", "stray_wakes", "delivered"), 0
+            (
+                "pir_set",
+                "merged_syncs",
+                "self_ipis",
+                "self_merged",
+                "sent",
+                "merged",
+                "stray_wakes",
+                "delivered",
+            ),
+            0,
         )
         self.messages = []  # truth, one dict a NOTIFY
         self.decisions = {}
-        moves = (self.post, self.arrive, self.accept, self.sync, self.deliver, self.eoi)
+        moves = (
+            self.self_ipi,
+            self.post,
+            self.arrive,
+            self.accept,
+            self.sync,
+            self.deliver,
+            self.eoi,
+        )
         for _ in range(steps):
-            rng.choices((*moves, self.migrate, self.stray_wake), (4, 3, 3, 2, 4, 4, 1, 1))[0]()
+            rng.choices((*moves, self.migrate, self.stray_wake), (1, 4, 3, 3, 2, 4, 4, 1, 1))[0]()
 
     def tick(self):
         self.now += self.rng.randint(1, 1000)
@@ -201,7 +219,7 @@ class History:
             vcpu, vector = key = self.rng.choice(ready)
             bit = self.bits[key]
             bit.visr, bit.virr = bit.virr, None
-            truth = self.posts[bit.visr]
+            truth = self.posts[bit.visr] if bit.visr >= 0 else {}  # -1: a self-IPI's
             truth["delivered_on"] = self.home[vcpu]
             truth["deliver"] = self.add(
                 Event.DELIVER, pcpu=self.home[vcpu], vcpu=vcpu, vector=vector
@@ -213,9 +231,19 @@ class History:
         if serving:
             vcpu, vector = key = self.rng.choice(serving)
             post, self.bits[key].visr = self.bits[key].visr, None
-            self.posts[post]["eoi"] = self.add(
-                Event.EOI, pcpu=self.home[vcpu], vcpu=vcpu, vector=vector
-            )
+            truth = self.posts[post] if post >= 0 else {}
+            truth["eoi"] = self.add(Event.EOI, pcpu=self.home[vcpu], vcpu=vcpu, vector=vector)
+
+    def self_ipi(self):
+        """The processor sets the running guest's VIRR bit: no descriptor, nobody to notify."""
+        vcpu, vector = key = self.rng.choice(list(self.bits))
+        was_set = self.bits[key].virr is not None
+        self.counts["self_ipis"] += 1
+        self.counts["self_merged"] += was_set
+        if not was_set:
+            self.bits[key].virr = -1
+        where = {"pcpu": self.home[vcpu], "vcpu": vcpu, "vector": vector}
+        self.add(Event.SELF_IPI, arg=self.now, ref=int(was_set), **where)
 
     def migrate(self):
         self.home[self.rng.randint(0, 1)] = self.rng.choice((0, 1, 2))

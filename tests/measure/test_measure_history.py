@@ -35,9 +35,11 @@ def test_every_valid_history_balances_however_its_chunks_interleave(history, chu
     assert summary["account"]["inverted"] == 0
     counts = summary["counts"]
     assert counts["posted"] == counts["delivered"] + counts["coalesced"] + counts["pending"]
-    assert counts["posted"] == len(history.posts) + history.counts["pir_set"]
+    posted = len(history.posts) + history.counts["pir_set"] + history.counts["self_ipis"]
+    assert counts["posted"] == posted
     assert counts["delivered"] == history.counts["delivered"]
-    assert counts["coalesced"] == history.counts["pir_set"] + history.counts["merged_syncs"]
+    merged = sum(history.counts[name] for name in ("pir_set", "merged_syncs", "self_merged"))
+    assert counts["coalesced"] == merged
     assert all(row["difference"] == 0 for row in summary["account"]["rows"])
     assert counts["arrive"]["merged"] == history.counts["merged"]
     arrived = sum(counts["arrive"].values())
