@@ -15,7 +15,7 @@ CELLS: Final = "cell-*"
 
 
 class RunError(Exception):
-    """This is not a run directory, or not a whole one."""
+    """Not a run directory, or not a whole one."""
 
 
 def reread(directory: Path) -> tuple[dict[str, Any], str]:

@@ -10,7 +10,8 @@ Which claim a scenario makes is in its data (`scenario`); where each is evaluate
     L1   every post is delivered at last, if nobody is starved: fair cycles          `liveness`
     C1   fewest and most notifications, wasted ones and wake-ups over whole runs     `cost`
     I8   nobody is woken for what it cannot take                                     `model_cpu`
-    I10  a vCPU consumes its own notifications only                                  `model_hardware`
+    I13  whoever finds ON set does not notify                                        `model_hardware`
+    I10  hardware notifies a vCPU only where it is loaded                            `model_hardware`
     W1   no WARN_ON of the text fires                                                `automaton`
 """
 
@@ -29,7 +30,8 @@ class Claim(Enum):
     EVERY_POST_IS_DELIVERED_AT_LAST = "L1"
     COST = "C1"
     NO_NEEDLESS_WAKE = "I8"
-    OWN_NOTIFICATIONS_ONLY = "I10"
+    NOTIFIED_WHERE_LOADED = "I10"
+    GATE = "I13"
     NO_WARNING = "W1"
 
     @property

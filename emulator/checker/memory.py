@@ -26,13 +26,13 @@ from emulator.kvm.params import MpState, TaskState
 (GUEST_IF, DEADLINE, HV_TIMER, SW_TIMER, TIMER_PENDING) = range(16, 21)  # SW_TIMER: 1 + pCPU
 OWED = 21  # ghost: posts not yet delivered, two bits a vector
 (LEFT_REMOTE, LEFT_IRQ, LEFT_FASTPATH, LEFT_DEVICE, LEFT_TIMER) = range(22, 27)
-(CALL_REMOTE, CALL_DEVICE) = range(27, 29)  # its sender is in a call
+(CALL_REMOTE, CALL_DEVICE) = range(27, 29)  # its sender is in a call; 2: which found ON set
 VCPU_SLOTS: Final = 29
 
 # Per pCPU that can host a vCPU.  FIRST and SECOND are the store buffer, the oldest store first.
 (RUNNING, CURRENT, IRQS_OFF, IN_IRQ, NONROOT, PREEMPT_COUNT) = range(6)
-(PENDING, MEANT, LIST, LOCK, FIRST, SECOND, EXIT_VECTOR, EXIT_MSR) = range(6, 14)
-PCPU_SLOTS: Final = 14
+(PENDING, LIST, LOCK, FIRST, SECOND, EXIT_VECTOR, EXIT_MSR) = range(6, 13)
+PCPU_SLOTS: Final = 13
 
 # For the whole machine, at the start.
 (LEFT_PREEMPT, LEFT_MIGRATE, LEFT_PLUG, ASSIGNED, RAISED, WASTED, WOKEN) = range(7)
@@ -89,9 +89,9 @@ class Layout:
         who = count.bit_length()  # -1 .. count - 1
         where = (hosts + 1).bit_length()  # -1 .. hosts
         vcpu = [vectors, vectors, vectors.bit_length(), 1, 1, 2, where, 2, where, 3, 2]
-        vcpu += [2, 1, where, 1, where, 1, 2, 1, where, 1, 2 * vectors, *([LEFT_BITS] * 5), 1, 1]
+        vcpu += [2, 1, where, 1, where, 1, 2, 1, where, 1, 2 * vectors, *([LEFT_BITS] * 5), 2, 1]
         store = (count * len(BUFFERED) * 4).bit_length()
-        pcpu = [who, who, 1, 1, 2, 2, 4, count, count, 1, store, store, 8, 4]
+        pcpu = [who, who, 1, 1, 2, 2, 4, count, 1, store, store, 8, 4]
         widths = [LEFT_BITS, LEFT_BITS, LEFT_BITS, 1, 5, 5, 5]
         widths += vcpu * count + pcpu * (hosts + 1)
         self.size = len(widths)
@@ -107,6 +107,7 @@ class Layout:
         for width in widths:
             self.shifts.append(self.bits)
             self.bits += width
+        self._fields = tuple(zip(self.shifts, self._limits, self._bias, strict=True))
         self.masks = [m << s for m, s in zip(self._limits, self.shifts, strict=True)]
 
     def mask_of(self, *fields: int) -> int:
@@ -115,10 +116,7 @@ class Layout:
 
     def unpack(self, state: int) -> Touched:
         """The slots of a state."""
-        return Touched(
-            (state >> shift & limit) + bias
-            for shift, limit, bias in zip(self.shifts, self._limits, self._bias, strict=True)
-        )
+        return Touched([(state >> s & limit) + bias for s, limit, bias in self._fields])
 
     def pack(self, slots: Touched) -> int:
         """The slots' part of a state."""

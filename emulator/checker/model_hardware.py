@@ -18,6 +18,7 @@ from emulator.checker.memory import PENDING_BIT, Layout, Touched
 from emulator.checker.scenario import MemoryModel, Scenario
 from emulator.events import Event
 from emulator.hardware.cpu import Control, Kind
+from emulator.hardware.vectors import POSTED_INTR_VECTOR
 from emulator.kvm.params import Bug, Notify
 
 KICKING_RULES: Final = (Notify.KVM_V3_10, Notify.KVM_V4_11, Notify.KVM_V5_8, Notify.KVM_V5_16)
@@ -37,6 +38,7 @@ class ModelHardware:
         self.m = Touched(())
         self.c = 0
         self.me = -1
+        self.call = -1  # the vCPU's block whose remote sender is at work, if it is
         self.fault: tuple[Claim, str] | None = None
         self.seen: set[Sometimes] = set()
         self._layout = layout
@@ -108,12 +110,19 @@ class ModelHardware:
         v = self._v[vcpu]
         old = bool(self.m[v + slot.ON])
         self.m[v + slot.ON] = 1
+        if old and self.call >= 0:
+            self.m[self.call + slot.CALL_REMOTE] = 2
         return old
 
     def pi_test_and_set_on_unless_sn(self, vcpu: int, urgent: bool) -> Control:
         before = self._control(vcpu)
-        if not before.sn or urgent:
-            self.m[self._v[vcpu] + slot.ON] = 1
+        if before.sn and not urgent:
+            return before
+        self.m[self._v[vcpu] + slot.ON] = 1
+        if before.nv == POSTED_INTR_VECTOR and not before.on:
+            if self.m[self._p[before.ndst] + slot.RUNNING] != vcpu:
+                text = f"pCPU {before.ndst} is sent a notification for vCPU {vcpu}, which has left"
+                self.broken(Claim.NOTIFIED_WHERE_LOADED, text)
         return before
 
     def pi_clear_on(self, vcpu: int) -> None:
@@ -172,24 +181,19 @@ class ModelHardware:
     def send_ipi(self, pcpu: int, vector: int, vcpu: int) -> None:
         p = self._p[pcpu]
         self.m[p + slot.PENDING] |= PENDING_BIT[vector]
-        if len(self._v) > 1:
-            self.m[p + slot.MEANT] |= 1 << vcpu
+        if self.call >= 0 and vector == POSTED_INTR_VECTOR:
+            if self.m[self.call + slot.CALL_REMOTE] == 2:
+                self.broken(Claim.GATE, f"a sender that found ON set notifies vCPU {vcpu} again")
         if self._counting:
             self.m[slot.RAISED] += 1
 
     def took_notification(self, vcpu: int) -> None:
         """The processor acknowledges a notification in non-root mode, whoever it was meant for."""
         self.seen.add(Sometimes.TOOK)
-        meant = self._p[self.c] + slot.MEANT
-        if self.m[meant] & ~(1 << vcpu):
-            text = f"vCPU {vcpu} consumed a notification that was meant for another"
-            self.broken(Claim.OWN_NOTIFICATIONS_ONLY, text)
-        self.m[meant] = 0
 
     def wasted_notification(self) -> None:
         """POSTED_INTR_VECTOR arrived in root mode: its handler does nothing."""
         self.seen.add(Sometimes.WASTED)
-        self.m[self._p[self.c] + slot.MEANT] = 0
         if self._counting:
             self.m[slot.WASTED] += 1
 

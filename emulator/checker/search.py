@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from emulator.checker import describe
 from emulator.checker.claims import Claim
 from emulator.checker.moves import Move
 from emulator.checker.world import World
@@ -124,7 +125,7 @@ def _fault(found: Exploration, state: int) -> Broken:
 
 
 def _loss(found: Exploration, state: int) -> Broken:
-    text = found.world.describe_loss(state)
+    text = describe.loss(found.world, state)
     return Broken(Claim.EVERY_POST_IS_DELIVERED, text, found.way_to(state))
 
 

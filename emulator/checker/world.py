@@ -133,6 +133,12 @@ class World:
         self.tables[i][state & masks[node]] = entry
         return entry
 
+    def entry(self, i: int, state: int) -> Entry:
+        """What part `i` can do in `state`; `search` has the same written out, for speed."""
+        masks = self.masks[i]
+        known = self.tables[i].get(state & masks[state >> self.places[i] & self.limits[i]])
+        return self.compute(i, state) if known is None else known
+
     def _is_fault(self, move: Move) -> bool:
         """Keep a broken claim for the search; the world does not go on behind it."""
         if move.fault is None or move.fault[0] not in self.scenario.claims:
@@ -163,6 +169,7 @@ class World:
         m = self.cpu.m = self.layout.unpack(state)
         m.touched = self._touched
         self.cpu.c, self.cpu.me, self.cpu.fault = pcpu, thread, None
+        self.cpu.call = self._v(pcpu - self.layout.hosts) if pcpu >= self.layout.hosts else -1
         return m
 
     def _delta(self, state: int) -> int:
@@ -278,7 +285,8 @@ class World:
             m[slot.ASSIGNED] = 1
             call = ("vmx_pi_start_assignment", part.index)
             yield self._started(part, state, Move(0, True, part.actor, pcpu, "assign", call, part=part))
-        elif not any(m[v + slot.CALL_DEVICE] for v in self.layout.vcpus):
+        elif not any(m[v + slot.CALL_DEVICE] or m[v + slot.OWED] for v in self.layout.vcpus):
+            # Only a quiet device is taken away: see the limits in `check`.
             m[slot.ASSIGNED] = 0
             yield Move(self._delta(state), True, part.actor, pcpu, "unassign", (), part=part)
 

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple, Protocol
 
 from emulator.guest.workload import Workload
 from emulator.hardware import instructions
-from emulator.hardware.vectors import MSR_TSC_DEADLINE
+from emulator.hardware.vectors import MSR_TSC_DEADLINE, MSR_X2APIC_SELF_IPI
 from emulator.hardware.vmx import LogicalProcessor, Outcome
 
 
@@ -111,6 +111,9 @@ class Platform(Protocol):
     def pause(self) -> None:
         """PAUSE: the spin-loop hint.  Waiting loops yield here."""
 
+    def on_self_ipi(self, vector: int, load: int, due: int) -> None:
+        """The guest is about to write `vector` to its self-IPI register."""
+
     def on_eoi(self, vector: int) -> None:
         """The guest is about to EOI `vector`."""
 
@@ -122,8 +125,8 @@ class Guest:
     """
 
     __slots__ = (
-        "_armed_load", "_execute", "_icr", "armed", "cause", "frames", "msr", "pc", "platform", "processor",
-        "program", "timer_vector", "workload",
+        "_armed_load", "_execute", "_icr", "armed", "cause", "frames", "msr", "pc", "platform",
+        "processor", "program", "timer_vector", "workload",
     )  # fmt: skip
 
     def __init__(
@@ -188,6 +191,8 @@ class Guest:
         return None
 
     def _send(self, _target: int) -> Outcome:
+        if self.msr == MSR_X2APIC_SELF_IPI:
+            self.platform.on_self_ipi(self._icr, *self.cause)
         return self._advance(instructions.wrmsr(self.processor, self.msr, self._icr))
 
     def _arm(self, _target: int) -> Outcome:

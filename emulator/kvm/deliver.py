@@ -89,8 +89,7 @@ def kvm_vcpu_trigger_posted_interrupt(cpu: Cpu, vcpu: int, pi_vec: int, vector: 
         return
 
     # Not in guest mode: it will sync before it enters.  If it sleeps, somebody must wake it.
-    if NO_WAKE not in cpu.kvm.bugs:
-        wake_or_kick(cpu, vcpu, vector)
+    wake_or_kick(cpu, vcpu, vector)
 
 
 def wake_or_kick(cpu: Cpu, vcpu: int, vector: int) -> None:
@@ -98,6 +97,8 @@ def wake_or_kick(cpu: Cpu, vcpu: int, vector: int) -> None:
 
     The kick only adds an exit: a vCPU that has entered meanwhile has synced after its mode store.
     """
+    if NO_WAKE in cpu.kvm.bugs:
+        return
     rule = cpu.kvm.rule
     if rule is KVM_V5_17 or rule is KVM_V5_18:
         woken = kvm_vcpu_wake_up(cpu, vcpu)
@@ -114,9 +115,11 @@ def deliver_v3_10(cpu: Cpu, vcpu: int, vector: int) -> None:
 
     The request is the safety net that hid the receiver's races (B03, B04).
     """
+    mode = cpu.load_mode(vcpu) if MODE_BEFORE_ON in cpu.kvm.bugs else -1
     was_on = cpu.pi_test_and_set_on(vcpu)
     cpu.make_request(vcpu, KVM_REQ_EVENT)
-    mode = cpu.load_mode(vcpu)
+    if mode < 0:
+        mode = cpu.load_mode(vcpu)
     if mode == IN_GUEST_MODE and not was_on:
         dest = cpu.load_vcpu_cpu(vcpu)
         cpu.send_ipi(dest, POSTED_INTR_VECTOR, vcpu)

@@ -80,8 +80,8 @@ class Bug(Enum):
 
     NOTHING = "none"
 
-    B03 = "B03"  # until b95234c84004
-    B04 = "B04"  # until b95234c84004
+    B03 = "B03"  # a20ed54d6e47 to b95234c84004
+    B04 = "B04"  # a20ed54d6e47 to b95234c84004
     B05 = "B05"  # until c112b5f50232
     B06 = "B06"  # c112b5f50232 to v5.4
     B08 = "B08"  # until 8b306e2f3c41, 31afb2ea2b10
@@ -104,7 +104,6 @@ class Bug(Enum):
     LIST_WRONG_CPU = "list-wrong-cpu"
     ARM_WITHOUT_ON_TEST = "arm-without-on-test"
     STALE_NDST = "stale-ndst"
-    FIFO_LAPIC = "fifo-lapic"
 
     # Not a bug: the proposed repair of the loss that preemption and migration cause (`kvm/pid`).
     REPAIR_WAKE_AT_LOAD = "repair-wake-at-load"

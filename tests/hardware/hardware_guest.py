@@ -68,8 +68,13 @@ class Guest:
 
     @property
     def virr(self):
-        return {v for v in range(256) if self.page.test_bit(VIRR, v)}
+        return members(self.page.bits(VIRR))
 
     @property
     def visr(self):
-        return {v for v in range(256) if self.page.test_bit(VISR, v)}
+        return members(self.page.bits(VISR))
+
+
+def members(bits):
+    """A 256-bit number as a set of vectors."""
+    return {v for v in range(bits.bit_length()) if bits >> v & 1} if bits else set()

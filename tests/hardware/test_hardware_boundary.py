@@ -285,6 +285,17 @@ def test_run_guest_processes_notifications_and_returns_the_exit_reason():
     assert guest.descriptor[32] & 1 == 0
 
 
+def test_run_guest_does_not_look_at_the_descriptor_without_a_notification():
+    guest = Guest()
+    guest.post(0x51)
+    cpu = BareCpu(
+        [guest.descriptor], guest.p, vmcss=[guest.vmcs], instruction=lambda: guest.do(insn.vmcall)
+    )
+    assert run_guest(cpu, 0) == ExitReason.VMCALL
+    assert (guest.delivered, guest.virr) == ([], set())
+    assert guest.descriptor[32] & 1
+
+
 def test_vm_entry_from_non_root_operation_is_our_mistake():
     guest = Guest()
     guest.enter()

@@ -1,0 +1,143 @@
+"""Following a given list of steps through the model: replay of a file, validation of a live trace.
+
+A walk takes one entry after the other and says whether the model could have done the same, with the
+same result; if not, where the two part and what the model could have done instead.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emulator.checker import describe
+from emulator.checker.claims import Claim
+from emulator.checker.counterexample import (
+    Counterexample,
+    CounterexampleError,
+    load_counterexample,
+    plain,
+)
+from emulator.checker.lint import KINDS
+from emulator.checker.moves import Look, Move
+from emulator.checker.scenario import Scenario
+from emulator.checker.twin import source_hash
+from emulator.checker.world import World
+from emulator.hardware.cpu import Kind
+
+Taken = tuple[str, str, Any, Any]  # (actor, op, args, result), as JSON would give them
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Entry number `at` (from 0) is no step of the model; `possible` are those of its actor."""
+
+    at: int
+    entry: Taken
+    possible: tuple[Taken, ...]
+
+    def __str__(self) -> str:
+        actor, op, args, result = self.entry
+        said = f"{actor}: {op}{_call(args)} = {result!r}"
+        could = "; ".join(f"{o}{_call(a)} = {r!r}" for _, o, a, r in self.possible) or "nothing"
+        return f"step {self.at + 1}, {said}, is not possible here; {actor} could do: {could}"
+
+
+def _call(args: Any) -> str:
+    return f"({', '.join(str(a) for a in args)})"
+
+
+@dataclass(slots=True)
+class Walk:
+    """A way through the model of `scenario`, one entry at a time.
+
+    The entries of a live trace may hold what the model fuses (a LOOK, or a load that nobody else can
+    change): such an entry is compared with what the actor's last move saw.  LOOKs may be left out.
+    """
+
+    scenario: Scenario
+    world: World = field(init=False)
+    states: list[int] = field(init=False)
+    _seen: dict[str, list[Look]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.world = World(self.scenario)
+        self.states = [self.world.initial()]
+
+    def follow(self, entries: Iterable[Taken]) -> Divergence | None:
+        """Take every entry; the first that the model cannot, if any."""
+        for at, entry in enumerate(entries):
+            if not (self._looked(entry) or self.take(entry)):
+                return Divergence(at, entry, tuple(self._possible(entry[0])))
+        return None
+
+    def take(self, entry: Taken) -> Move | None:
+        """Do the move that `entry` names; None if it is not one that can be made now."""
+        state = self.states[-1]
+        for move in self.world.moves(state):
+            if _as_entry(move) == _plain_entry(entry):
+                self.states.append(state + move.delta)
+                self._seen[move.actor] = list(move.looks)
+                return move
+        return None
+
+    def _looked(self, entry: Taken) -> bool:
+        """The entry is one of the looks that went with its actor's last move."""
+        actor, op, args, result = entry
+        looks = self._seen.get(actor, [])
+        for i, look in enumerate(looks):
+            if look.op == op and plain(look.args) == plain(args):
+                del looks[: i + 1]
+                return bool(plain(look.result) == plain(result)) or KINDS[op] is Kind.TRACE
+            if KINDS[look.op] not in (Kind.LOOK, Kind.TRACE):
+                return False  # a step that the model fused must not be left out
+        return False
+
+    def _possible(self, actor: str) -> list[Taken]:
+        moves = self.world.moves(self.states[-1])
+        return [_as_entry(move) for move in moves if move.actor == actor]
+
+
+def _as_entry(move: Move) -> Taken:
+    return (move.actor, move.op, plain(move.args), plain(move.result))
+
+
+def _plain_entry(entry: Taken) -> Taken:
+    actor, op, args, result = entry
+    return (actor, op, plain(args), plain(result))
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A saved counterexample, followed to its end in the model."""
+
+    counterexample: Counterexample
+    claim: Claim
+    text: str
+
+
+def replay_file(path: Path | str) -> Replay:
+    """Load a file and follow it.  Raises CounterexampleError if it does not lead where it says."""
+    found = load_counterexample(path)
+    if found.source != source_hash():
+        raise CounterexampleError(
+            f"{path}: found in protocol text {found.source}, this is {source_hash()}: search again"
+        )
+    walk = Walk(found.scenario)
+    last: Move | None = None
+    for at, step in enumerate(found.steps):
+        entry = (step.actor, step.op, step.args, step.result)
+        last = walk.take(entry)
+        if last is None:
+            divergence = Divergence(at, entry, tuple(walk._possible(step.actor)))  # noqa: SLF001
+            raise CounterexampleError(f"{path}: {divergence}")
+    state = walk.states[-1]
+    if describe.memory(walk.world, state) != found.final:
+        raise CounterexampleError(f"{path}: the last state is not the one that the file ends with")
+    if last is not None and last.fault is not None:
+        return Replay(found, *last.fault)
+    if found.claim is Claim.EVERY_POST_IS_DELIVERED:
+        at_rest = all(move.voluntary for move in walk.world.moves(state))
+        if not (at_rest and walk.world.owes(state)):
+            raise CounterexampleError(f"{path}: the last state is not at rest with a post owed")
+        return Replay(found, found.claim, describe.loss(walk.world, state))
+    return Replay(found, found.claim, found.text)
