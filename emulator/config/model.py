@@ -30,7 +30,7 @@ VIOLATIONS: Final = (
 
 PCPUS_MAX: Final = 256
 VCPUS_MAX: Final = 256  # of one VM
-MAX_VCPUS_PER_PCPU: Final[int | None] = 1  # None: as many as one likes
+MAX_VCPUS_PER_PCPU: Final[int | None] = None  # None: as many as one likes
 
 T = TypeVar("T")
 
@@ -67,6 +67,7 @@ class Vcpu:
     number: int  # within its VM
     pcpu: int
     guest: str  # one of GUEST_PROGRAMS
+    floats: bool = False  # it may move to any pCPU; `pcpu` is where it starts
 
     @property
     def name(self) -> str:

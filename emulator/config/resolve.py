@@ -77,6 +77,7 @@ def _vcpus(document: dict[str, Any], report: Report) -> list[Vcpu]:
             continue
         before = len(report.mistakes.found)
         count = vm["vcpus"]
+        floats = vm["pin"] == "float"
         pin = _per_vcpu(vm["pin"], ("vms", name, "pin"), count, report)
         guest = _per_vcpu(vm["guest"], ("vms", name, "guest"), count, report)
         for number, pcpu in pin.items():
@@ -97,9 +98,11 @@ def _vcpus(document: dict[str, Any], report: Report) -> list[Vcpu]:
                 number=number,
                 pcpu=pin.get(number, spread),
                 guest=guest.get(number, DEFAULT_GUEST),
+                floats=floats,
             )
             result.append(vcpu)
-        vm["pin"] = {vcpu.number: vcpu.pcpu for vcpu in result[-count:]}
+        if not floats:
+            vm["pin"] = {vcpu.number: vcpu.pcpu for vcpu in result[-count:]}
         if isinstance(vm["guest"], dict):
             vm["guest"] = {vcpu.number: vcpu.guest for vcpu in result[-count:]}
     if sound:

@@ -101,7 +101,7 @@ _VM: Final = Record(
     {
         "vcpus": Field(Integer(1, VCPUS_MAX), REQUIRED, "how many virtual CPUs"),
         "pin": Field(
-            Either(Choice(("spread",)), Table(Integer(), Integer())),
+            Either(Choice(("spread", "float")), Table(Integer(), Integer())),
             None,
             "vCPU: pCPU; those not named, and `spread`, go round: the i-th vCPU of all VMs "
             "to pCPU i mod pcpus",

@@ -19,7 +19,7 @@ Before: `hardware/vmx` delivers.  Next: an exit, or the next instruction.
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from emulator.guest.workload import Workload
 from emulator.hardware import instructions
@@ -168,6 +168,19 @@ class Guest:
         """The VMM emulated the instruction that exited."""
         self.pc += 1
         self.processor.guest.skip_instruction()
+
+    def save(self) -> list[Any]:
+        """Where it stands, as plain data: what moves with the vCPU to another pCPU."""
+        return [
+            self.pc, list(self.frames), self.armed, self._armed_load, self.msr, self._icr,
+            list(self.cause), self.workload.save(),
+        ]  # fmt: skip
+
+    def restore(self, saved: list[Any]) -> None:
+        """The inverse of `save()`, on a guest of the same program and workload."""
+        self.pc, self.frames, self.armed, self._armed_load, self.msr, self._icr, cause, work = saved
+        self.cause = tuple(cause)
+        self.workload.restore(work)
 
     # -- instructions -----------------------------------------------------------------------------
 

@@ -6,13 +6,14 @@ was due.  One vCPU has one APIC timer; the schedule multiplexes it.
 """
 
 import heapq
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from math import log
+from typing import Any, Final
 
 from emulator.hardware.vectors import LOCAL_TIMER_VECTOR, MSR_X2APIC_ICR
 
+MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 TOKEN_VECTOR: Final = 0xFB  # CALL_FUNCTION_SINGLE_VECTOR: what Linux sends for a function call
 
 Ipi = tuple[int, int, tuple[int, int]]
@@ -32,21 +33,39 @@ class Stream:
     limit: int | None
 
 
-def due_times(stream: Stream, start_ns: int, seed: int) -> Iterator[int]:
-    """The due times of a stream, ns, for ever or up to its limit.
+class DueTimes:
+    """The due times of a stream, ns, for ever or up to its limit; an iterator that can be moved.
 
-    The first is one period (or one exponential gap) after the start, so that loads of the same
-    rate do not all fall due together with it.
+    The first is one gap after the start, and streams of one rate start at phases of their own, so
+    that they do not all fall due together.  `place` is all there is to it besides the stream.
     """
-    rng = random.Random(seed * 1_000_003 + stream.number)
-    at = float(start_ns)
-    if not stream.poisson:
-        at += rng.random() * stream.period_ns  # a phase of its own
-    count = 0
-    while stream.limit is None or count < stream.limit:
-        at += rng.expovariate(1 / stream.period_ns) if stream.poisson else stream.period_ns
-        yield int(at)
-        count += 1
+
+    __slots__ = ("_key", "_stream", "place")
+
+    def __init__(self, stream: Stream, start_ns: int, seed: int) -> None:
+        self._stream = stream
+        self._key = seed * 1_000_003 + stream.number
+        phase = 0.0 if stream.poisson else self._uniform(-1) * stream.period_ns
+        self.place = (0, start_ns + phase)  # how many so far, and when the last one was
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        stream = self._stream
+        count, at = self.place
+        if stream.limit is not None and count >= stream.limit:
+            raise StopIteration
+        at += -log(self._uniform(count)) * stream.period_ns if stream.poisson else stream.period_ns
+        self.place = (count + 1, at)
+        return int(at)
+
+    def _uniform(self, n: int) -> float:
+        """The n-th number of this stream, in (0, 1]: splitmix64, a function of (seed, load, n)."""
+        z = (self._key + 0x9E37_79B9_7F4A_7C15 * (n + 2)) & MASK
+        z = (z ^ z >> 30) * 0xBF58_476D_1CE4_E5B9 & MASK
+        z = (z ^ z >> 27) * 0x94D0_49BB_1331_11EB & MASK
+        return ((z ^ z >> 31) + 1) / (MASK + 1)
 
 
 class Workload:
@@ -75,13 +94,13 @@ class Workload:
         self.neighbour = neighbour
         self._draining = draining
         self.timer_vector = LOCAL_TIMER_VECTOR
-        self._timer: Iterator[int] = iter(())
+        self._timer: DueTimes | None = None
         self._timer_load = 0
         self._heap: list[tuple[int, int]] = []  # (due, position in _sources)
-        self._sources: list[tuple[Stream, Iterator[int]]] = []
+        self._sources: list[tuple[Stream, DueTimes]] = []
         self._targets: list[int] = []
         for stream in streams:
-            times = due_times(stream, start_ns, seed)
+            times = DueTimes(stream, start_ns, seed)
             if stream.msr == 0:
                 self._timer = times
                 self._timer_load = stream.number
@@ -90,7 +109,7 @@ class Workload:
             self._sources.append((stream, times))
             self._targets.append(0)
             self._push(len(self._sources) - 1)
-        self._timer_due = next(self._timer, 0)
+        self._timer_due = next(self._timer, 0) if self._timer else 0
 
     def _push(self, i: int) -> None:
         due = next(self._sources[i][1], None)
@@ -131,5 +150,20 @@ class Workload:
 
     def timer_fired(self, load: int) -> None:
         """The deadline armed for `load` has been posted: the next one comes up."""
-        if load and load == self._timer_load:
+        if load and load == self._timer_load and self._timer:
             self._timer_due = next(self._timer, 0)
+
+    def save(self) -> list[Any]:
+        """Where the schedule stands, as plain data."""
+        timer = self._timer and self._timer.place
+        places = [times.place for _, times in self._sources]
+        return [self._heap, self._targets, self._timer_due, timer, places]
+
+    def restore(self, saved: list[Any]) -> None:
+        """The inverse of `save()`."""
+        heap, self._targets, self._timer_due, timer, places = saved
+        self._heap = [tuple(entry) for entry in heap]
+        if self._timer:
+            self._timer.place = tuple(timer)
+        for (_, times), place in zip(self._sources, places, strict=True):
+            times.place = tuple(place)

@@ -137,6 +137,10 @@ class Cpu(hardware.Cpu, Protocol):
         """A signal or a reschedule is pending for this thread (xfer_to_guest_mode_work)."""
 
     @kind(Kind.LOOK)
+    def need_resched(self) -> bool:
+        """The thread's slice is over and another waits.  Asked at the head of the run loop."""
+
+    @kind(Kind.LOOK)
     def signal_pending(self) -> bool: ...
 
     @kind(Kind.LOOK)
@@ -218,8 +222,12 @@ class Cpu(hardware.Cpu, Protocol):
     def hv_timer_in_use(self, vcpu: int) -> bool: ...
 
     @kind(Kind.LOOK)
-    def start_sw_timer(self, vcpu: int) -> None:
-        """Arm an hrtimer on this pCPU for the guest's deadline."""
+    def start_sw_timer(self, vcpu: int) -> bool:
+        """Arm an hrtimer for the guest's deadline; true if that has passed already.
+
+        It counts on this pCPU, or, for an exitless timer, on the housekeeping pCPU
+        (get_nohz_timer_target()).
+        """
 
     @kind(Kind.LOOK)
     def cancel_sw_timer(self, vcpu: int) -> None: ...

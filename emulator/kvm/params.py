@@ -44,6 +44,30 @@ class ReentryOrder(Enum):
     NONE = "none"  # no sync at all
 
 
+class FastpathIcr(Enum):
+    """What becomes of a WRMSR of the x2APIC ICR in vmx_exit_handlers_fastpath()."""
+
+    NONE = "none"  # before v5.5: the slow handler sends, interrupts on
+    EXIT = "exit"  # 1e9e2622a149, a9ab13ff6e84: sent, and out of the entry loop
+    REENTER = "reenter"  # 0dd45f2cd8cc (v6.12): sent, and straight back in
+
+
+class Timer(Enum):
+    """What counts the guest's TSC deadline while the guest runs."""
+
+    PREEMPTION = "preemption"  # the VMX-preemption timer, ce7a058a2117 (v4.8)
+    HRTIMER = "hrtimer"  # a timer of the host, whose interrupt ends guest mode
+
+
+class Senders(Enum):
+    """Which hardware can write a PI descriptor.  The host's machine, not its kernel."""
+
+    NONE = "none"
+    VT_D = "vt-d"  # remapping entries in posted format (v4.4)
+    IPI_VIRTUALIZATION = "ipi-virtualization"  # d588bb9be1da (v6.0)
+    BOTH = "both"
+
+
 class Request(IntFlag):
     """`vcpu->requests`."""
 
@@ -120,6 +144,16 @@ class Kvm:
     entry_order: EntryOrder = EntryOrder.V2017
     reentry_order: ReentryOrder = ReentryOrder.SYNC_FIRST
     halt_poll_ns: int = 200_000  # module parameter halt_poll_ns, x86 default
+    fastpath_icr: FastpathIcr = FastpathIcr.EXIT
+    fastpath_tscdeadline: bool = True  # ae95f566b3d2 (v5.8)
+    fastpath_preemption_timer: bool = True  # 26efe2fd92e5 (v5.8)
+    fastpath_hlt: bool = False  # 1876dd69dfe8 (v6.12)
+    timer: Timer = Timer.PREEMPTION
+    # Module parameter pi_inject_timer (0c5f81dad46c).  The guest halts without exits, as
+    # kvm_can_post_timer_interrupt() demands, and a housekeeping pCPU counts.
+    exitless_timer: bool = False
+    senders: Senders = Senders.NONE
+    sched_slice_ns: int = 3_000_000  # of vCPUs that share a pCPU (CFS: sched_min_granularity)
     bugs: frozenset[Bug] = frozenset()
 
 
@@ -142,6 +176,9 @@ EXIT_FASTPATH_EXIT_HANDLED: Final = Fastpath.EXIT_HANDLED
 SYNC_FIRST: Final = ReentryOrder.SYNC_FIRST
 SYNC_LAST: Final = ReentryOrder.SYNC_LAST
 ENTRY_ORDER_2013: Final = EntryOrder.V2013
+FASTPATH_ICR_NONE: Final = FastpathIcr.NONE
+FASTPATH_ICR_REENTER: Final = FastpathIcr.REENTER
+TIMER_PREEMPTION: Final = Timer.PREEMPTION
 B03: Final = Bug.B03
 B04: Final = Bug.B04
 B05: Final = Bug.B05

@@ -28,6 +28,8 @@ from emulator.kvm.params import (
     EXIT_FASTPATH_EXIT_HANDLED,
     EXIT_FASTPATH_NONE,
     EXIT_FASTPATH_REENTER_GUEST,
+    FASTPATH_ICR_NONE,
+    FASTPATH_ICR_REENTER,
     KVM_MP_STATE_HALTED,
     KVM_MP_STATE_RUNNABLE,
     KVM_REQ_EVENT,
@@ -40,6 +42,7 @@ from emulator.kvm.params import (
     PidScheme,
 )
 from emulator.kvm.pid import pi_post_block, pi_pre_block
+from emulator.kvm.sched import preempt_schedule
 from emulator.kvm.sync import kvm_cpu_has_interrupt, vmx_sync_pir_to_irr
 from emulator.kvm.timer import (
     kvm_inject_pending_timer_irqs,
@@ -63,6 +66,8 @@ def vcpu_run(cpu: Cpu, vcpu: int) -> None:
             kvm_inject_pending_timer_irqs(cpu, vcpu)
         if cpu.signal_pending():
             return
+        if cpu.need_resched():  # xfer_to_guest_mode_handle_work()
+            preempt_schedule(cpu, vcpu)
 
 
 def vcpu_enter_guest(cpu: Cpu, vcpu: int) -> None:
@@ -161,24 +166,40 @@ def vmx_exit_handlers_fastpath(cpu: Cpu, vcpu: int, reason: int) -> Fastpath:
     """Exits handled with interrupts off and the mode still IN_GUEST_MODE.  Kernel: same name."""
     if reason == EXIT_REASON_MSR_WRITE:
         return handle_fastpath_set_msr_irqoff(cpu, vcpu)
-    if reason == EXIT_REASON_PREEMPTION_TIMER:
+    if reason == EXIT_REASON_PREEMPTION_TIMER and cpu.kvm.fastpath_preemption_timer:
         kvm_lapic_expired_hv_timer(cpu, vcpu)
         return EXIT_FASTPATH_REENTER_GUEST
+    if reason == EXIT_REASON_HLT and cpu.kvm.fastpath_hlt:
+        return handle_fastpath_hlt(cpu, vcpu)
     return EXIT_FASTPATH_NONE
 
 
 def handle_fastpath_set_msr_irqoff(cpu: Cpu, vcpu: int) -> Fastpath:
     """WRMSR of the ICR or of the TSC deadline.  Kernel: same name, x86.c (1e9e2622a149)."""
     msr, value = cpu.exit_msr()
-    if msr == MSR_X2APIC_ICR:
+    if msr == MSR_X2APIC_ICR and cpu.kvm.fastpath_icr is not FASTPATH_ICR_NONE:
         kvm_x2apic_icr_write(cpu, value)
         cpu.skip_emulated_instruction()
+        if cpu.kvm.fastpath_icr is FASTPATH_ICR_REENTER:
+            return EXIT_FASTPATH_REENTER_GUEST
         return EXIT_FASTPATH_EXIT_HANDLED
-    if msr == MSR_TSC_DEADLINE:
+    if msr == MSR_TSC_DEADLINE and cpu.kvm.fastpath_tscdeadline:
         kvm_set_lapic_tscdeadline_msr(cpu, vcpu, value)
         cpu.skip_emulated_instruction()
         return EXIT_FASTPATH_REENTER_GUEST
     return EXIT_FASTPATH_NONE
+
+
+def handle_fastpath_hlt(cpu: Cpu, vcpu: int) -> Fastpath:
+    """HLT with a wake event pending already: straight back in.  Kernel: same name (1876dd69dfe8).
+
+    Both sides of it sync: this look before it decides, the re-entry after.
+    """
+    kvm_emulate_halt(cpu, vcpu)
+    if not kvm_cpu_has_interrupt(cpu, vcpu):
+        return EXIT_FASTPATH_EXIT_HANDLED
+    cpu.set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE)
+    return EXIT_FASTPATH_REENTER_GUEST
 
 
 def kvm_x2apic_icr_write(cpu: Cpu, icr: int) -> None:
@@ -193,6 +214,20 @@ def vmx_handle_exit(cpu: Cpu, vcpu: int, reason: int) -> None:
     """The slow handlers, interrupts on.  Kernel: same name, vmx.c."""
     if reason == EXIT_REASON_HLT:
         kvm_emulate_halt(cpu, vcpu)
+    elif reason == EXIT_REASON_MSR_WRITE:
+        kvm_emulate_wrmsr(cpu, vcpu)
+    elif reason == EXIT_REASON_PREEMPTION_TIMER:
+        kvm_lapic_expired_hv_timer(cpu, vcpu)
+
+
+def kvm_emulate_wrmsr(cpu: Cpu, vcpu: int) -> None:
+    """As the fastpath does it, but out of guest mode and with interrupts on.  Kernel: same name."""
+    msr, value = cpu.exit_msr()
+    if msr == MSR_X2APIC_ICR:
+        kvm_x2apic_icr_write(cpu, value)
+    else:
+        kvm_set_lapic_tscdeadline_msr(cpu, vcpu, value)
+    cpu.skip_emulated_instruction()
 
 
 def kvm_emulate_halt(cpu: Cpu, vcpu: int) -> None:

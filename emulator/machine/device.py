@@ -12,7 +12,7 @@ from typing import Final
 
 from emulator.config.model import Cell, Load
 from emulator.events import DEVICE_BASE, Event
-from emulator.guest.workload import due_times
+from emulator.guest.workload import DueTimes
 from emulator.hardware.vectors import FIRST_DEVICE_VECTOR, POSTED_INTR_NESTED_VECTOR
 from emulator.machine.errors import HostError, RunBroken
 from emulator.machine.fabric import CMD_CONNECT, CMD_QUIT, CMD_RUN, Fabric
@@ -70,7 +70,7 @@ class Device:
         recorder = Recorder(self._memory, self._cell.pcpus + self._device)
         vectors = host_vectors(self._cell)
         streams = [
-            (load, due_times(stream_of(load), start, self._cell.run.seed), [0])
+            (load, DueTimes(stream_of(load), start, self._cell.run.seed), [0])
             for load in self._loads()
         ]
         upcoming = [(next(times, None), load, times, turn) for load, times, turn in streams]

@@ -6,17 +6,28 @@ host interrupt arrives between any two steps while interrupts are on, and only t
 """
 
 import os
+from collections.abc import Callable
+from functools import partial
 from time import monotonic_ns
 from typing import Final
 
+import msgpack
+
+from emulator.config.model import Cell
 from emulator.events import NO_VCPU, Event
+from emulator.guest.program import Guest
 from emulator.hardware.cpu import Control
 from emulator.hardware.vectors import RESCHEDULE_VECTOR, Mode
+from emulator.hardware.vmcs import Activity
 from emulator.kvm.block import next_halt_poll_ns
 from emulator.kvm.irq import do_irq
 from emulator.kvm.params import Kvm, MpState, Request, TaskState
-from emulator.machine.memory import P_LIST, P_LIST_LOCK, smp_mb
+from emulator.kvm.sched import preempt_schedule
+from emulator.machine.fabric import Fabric
+from emulator.machine.memory import P_LIST, P_LIST_LOCK, V_SAVE, V_SAVE_BYTES, Memory, smp_mb
 from emulator.machine.processor import Processor
+from emulator.machine.recorder import Recorder
+from emulator.machine.scheduler import Scheduler
 from emulator.machine.stats import Stat
 
 ON: Final = 1
@@ -42,16 +53,29 @@ SLEEPING: Final = int(TaskState.SLEEPING)
 class LiveCpu(Processor):
     """One pCPU, as protocol text sees it (`kvm/cpu.py`)."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self.kvm: Kvm = self.cell.kvm
+    def __init__(
+        self,
+        memory: Memory,
+        fabric: Fabric,
+        cell: Cell,
+        pcpu: int,
+        recorder: Recorder,
+        arrived: int,
+        make_guest: Callable[["LiveCpu", int], Guest],
+        thread: Callable[["LiveCpu", int], None],
+    ) -> None:
+        super().__init__(memory, fabric, cell, pcpu, recorder, arrived)
+        self.kvm: Kvm = cell.kvm
+        self.preempt_count = 0
+        self.at_safe_point = True
+        self.make_guest = partial(make_guest, self)
+        self.scheduler = Scheduler(self, thread)
         self._halt_start = 0
         self._poll_window: dict[int, int] = {}
-        self._timer_cause: dict[int, tuple[int, int]] = {}
 
     def _step(self) -> None:
         """The end of a step with interrupts on: does one arrive here?"""
-        if self._rung() != self.arrived or self.sw_timers or self.lapic.irr:
+        if self._rung() != self.arrived or self.sw_timers or self.slice_end or self.lapic.irr:
             self.window()
 
     # -- the PI descriptor -------------------------------------------------------------------------
@@ -263,9 +287,14 @@ class LiveCpu(Processor):
 
     def set_running_vcpu(self, vcpu: int) -> None:
         """Loading a vCPU makes its VMCS current; nothing makes it less so (vmptrld)."""
+        if vcpu < 0 and self.running >= 0:
+            self.words[self.running].hv_deadline.store(self.hv_deadline)
+            self.hv_deadline = 0
         self.running = vcpu
         if vcpu >= 0:
             self.current = vcpu
+            self.hv_deadline = self.words[vcpu].hv_deadline.load()
+            self.set_alarm()
             self.loaded = self.vmcs[vcpu]
             self.page = self.words[vcpu].page
             self.guest = self.guests[vcpu]
@@ -287,10 +316,10 @@ class LiveCpu(Processor):
         self._step()
 
     def preempt_disable(self) -> None:
-        pass
+        self.preempt_count += 1
 
     def preempt_enable(self) -> None:
-        pass
+        self.preempt_count -= 1
 
     def smp_mb(self) -> None:
         smp_mb()
@@ -298,7 +327,11 @@ class LiveCpu(Processor):
             self._step()
 
     def host_work_pending(self) -> bool:
-        return self.stopping
+        return self.stopping or self.resched
+
+    def need_resched(self) -> bool:
+        self.at_safe_point = self.resched
+        return self.resched
 
     def signal_pending(self) -> bool:
         return self.stopping
@@ -367,9 +400,12 @@ class LiveCpu(Processor):
             if self.irqs_on:
                 self._step()
             return True
-        woken = state.cas(SLEEPING, RUNNING) == SLEEPING
+        woken = state.load() == SLEEPING
         if woken:
-            pcpu = words.cpu.load()
+            pcpu = self.scheduler.choose(vcpu)
+            words.task_cpu.store(pcpu)
+            woken = state.cas(SLEEPING, RUNNING) == SLEEPING
+        if woken:
             self.stats[Stat.HALT_WAKEUP] += 1
             if pcpu != self.pcpu:
                 self.tell_runnable(pcpu, vcpu)
@@ -378,20 +414,15 @@ class LiveCpu(Processor):
         return woken
 
     def deactivate_task(self, vcpu: int) -> bool:
+        # A sleeper's stack holds nothing that the head of the run loop would not find again.
+        self.at_safe_point = True
         gone = self.words[vcpu].task_state.cas(INTERRUPTIBLE, SLEEPING) == INTERRUPTIBLE
         if self.irqs_on:
             self._step()
         return gone
 
     def context_switch(self, vcpu: int) -> None:
-        state = self.words[vcpu].task_state
-        self.irqs_on = True
-        while state.load() != RUNNING:
-            self.idle()
-            if self.stopping:
-                state.store(RUNNING)
-        self.irqs_on = False
-        self.words[vcpu].sched_ins.fetch_add(1)
+        self.scheduler.leave(self.words[vcpu].preempted.load() != 0)
 
     def set_preempted(self, vcpu: int, preempted: bool) -> None:
         self.words[vcpu].preempted.store(preempted)
@@ -437,10 +468,13 @@ class LiveCpu(Processor):
 
     def set_hv_timer(self, vcpu: int, deadline: int) -> bool:
         self.hv_deadline = deadline
+        self.set_alarm()
         return monotonic_ns() >= deadline
 
     def cancel_hv_timer(self, vcpu: int) -> None:
-        self.hv_deadline = 0
+        if self.hv_deadline:
+            self.hv_deadline = 0
+            self.set_alarm()
 
     def hv_timer_in_use(self, vcpu: int) -> bool:
         return self.hv_deadline != 0
@@ -449,20 +483,24 @@ class LiveCpu(Processor):
         deadline = self.words[vcpu].tscdeadline.load()
         if deadline:
             self.sw_timers[vcpu] = deadline
+            self.set_alarm()
 
     def cancel_sw_timer(self, vcpu: int) -> None:
-        self.sw_timers.pop(vcpu, None)
+        if self.sw_timers.pop(vcpu, None):
+            self.set_alarm()
 
     def tscdeadline(self, vcpu: int) -> int:
         return self.words[vcpu].tscdeadline.load()
 
     def set_tscdeadline(self, vcpu: int, deadline: int) -> None:
-        self.words[vcpu].tscdeadline.store(deadline)
+        words = self.words[vcpu]
         if deadline:
-            self._timer_cause[vcpu] = self.cause
+            words.timer_load.store(self.cause[0])
+        words.tscdeadline.store(deadline)
 
     def lvtt_vector(self, vcpu: int) -> int:
-        self.cause = self._timer_cause[vcpu]
+        words = self.words[vcpu]
+        self.cause = (words.timer_load.load(), words.tscdeadline.load())
         return self.guests[vcpu].timer_vector
 
     def timer_pending_inc(self, vcpu: int) -> None:
@@ -486,7 +524,11 @@ class LiveCpu(Processor):
         for vcpu, deadline in self.sw_timers.items():
             if deadline <= now:
                 del self.sw_timers[vcpu]
-                return vcpu
+                self.set_alarm()
+                # Armed for a deadline that the guest has since moved, or met elsewhere: stale.
+                if self.words[vcpu].tscdeadline.load() == deadline:
+                    return vcpu
+                return self.expired_sw_timer()
         return -1
 
     # -- halt polling ------------------------------------------------------------------------------
@@ -523,6 +565,62 @@ class LiveCpu(Processor):
     def tell_runnable(self, pcpu: int, vcpu: int) -> None:
         """ttwu_queue(): the other pCPU's idle loop must look at its run queue."""
         self.post_ipi(pcpu, RESCHEDULE_VECTOR, vcpu)
+
+    # -- the scheduler -----------------------------------------------------------------------------
+
+    def window(self) -> None:
+        """Interrupts are on between two steps; the last of their handlers may end a slice."""
+        super().window()
+        if (
+            self.resched
+            and self.irqs_on
+            and self.running >= 0
+            and not self.preempt_count
+            and not self.stopping
+        ):
+            self.at_safe_point = False  # in mid-function: this stack must be gone back to
+            preempt_schedule(self, self.running)
+
+    def set_slice(self, end: int) -> None:
+        """The current thread's time runs until `end`, ns; 0: for ever."""
+        self.slice_end = end
+        self.resched = False
+        self.set_alarm()
+
+    def take_over(self, vcpu: int, *, fresh: bool) -> None:
+        """Get a vCPU ready to be loaded here: the first time, or after it was elsewhere."""
+        if vcpu not in self.guests:
+            self.add_vcpu(vcpu, self.make_guest(vcpu))
+        if not fresh:
+            base = self.memory.vcpu(vcpu, V_SAVE)
+            size = self.memory.view.load_u32(base)
+            saved = bytes(self.memory.buffer[base + 4 : base + 4 + size])
+            guest, vmcs, self._poll_window[vcpu] = msgpack.unpackb(saved)
+            self.guests[vcpu].restore(guest)
+            self.vmcs[vcpu].rvi, self.vmcs[vcpu].svi, flag, shadow, activity = vmcs
+            state = self.vmcs[vcpu].guest
+            state.interrupt_flag, state.interruptibility = flag, shadow
+            state.activity = Activity(activity)
+            self.words[vcpu].page.read_back()
+
+    def hand_over(self, vcpu: int) -> None:
+        """Leave a vCPU where another pCPU can take it over."""
+        self.flush()
+        self.words[vcpu].page.write_back()
+        vmcs = self.vmcs[vcpu]
+        state = vmcs.guest
+        saved = msgpack.packb(
+            (
+                self.guests[vcpu].save(),
+                (vmcs.rvi, vmcs.svi, state.interrupt_flag, state.interruptibility,
+                 int(state.activity)),
+                self._poll_window.get(vcpu, 0),
+            )
+        )  # fmt: skip
+        assert len(saved) <= V_SAVE_BYTES - 4
+        base = self.memory.vcpu(vcpu, V_SAVE)
+        self.memory.view.store_u32(base, len(saved))
+        self.memory.buffer[base + 4 : base + 4 + len(saved)] = saved
 
 
 def control_of(word: int) -> Control:

@@ -4,7 +4,7 @@ Layout, all fields aligned, what different CPUs write in different cache lines:
 
     header          one page    magic, shape, the phase of the run, the ticket counter
     per pCPU        1 KiB       doorbell | arrived | wake-up list | statistics
-    per vCPU        512 bytes   PI descriptor (64 bytes, bit-exact) | struct kvm_vcpu | timer
+    per vCPU        4 KiB       PI descriptor (64 bytes, bit-exact) | struct kvm_vcpu | timer
     per vCPU        one page    virtual-APIC page (SDM 29.1.1)
     per process     a ring      head | tail, dropped | 32-byte event records
 
@@ -30,7 +30,7 @@ from emulator.machine.errors import HostError
 MAGIC: Final = 0x31424C5249500001  # "PIRLB1", layout 1
 PAGE: Final = 4096
 PCPU_BYTES: Final = 1024
-VCPU_BYTES: Final = 512
+VCPU_BYTES: Final = 4096
 RING_HEADER_BYTES: Final = 128
 
 # header
@@ -45,6 +45,7 @@ P_ARRIVED: Final = 64  # vectors it has taken off its socket
 P_BUSY: Final = 72  # 1 while it handles a host interrupt
 P_LIST_LOCK: Final = 128
 P_LIST: Final = 136  # four u64: vCPUs that blocked here, bit v = vCPU v
+P_IDLE: Final = 176  # 1 while it has nothing to run
 P_STATS: Final = 192  # u64 each, see Stat
 STATS_MAX: Final = 96
 
@@ -60,10 +61,19 @@ V_TIMER_PENDING: Final = 144
 V_HAS_PI_SENDER: Final = 148
 V_MP_STATE: Final = 152
 V_PRE_PCPU: Final = 156
+V_TASK_CPU: Final = 160  # the pCPU whose run queue the thread is on
+V_HOME: Final = 164  # the pCPU that has its stack
+V_CLAIM: Final = 168  # 1: it sleeps or waits where another pCPU may take it over
+V_FINISHED: Final = 172  # 1: the thread has ended
+V_TIMER_LOAD: Final = 176  # the load that the guest's TSC deadline is for
 V_TSCDEADLINE: Final = 192
 V_SCHED_INS: Final = 200  # times loaded
 V_HARVESTS: Final = 208  # times PIR has been taken: the watchdog's sign of life
+V_HV_DEADLINE: Final = 216  # the preemption timer of a vCPU that is on no pCPU, 0 = off
 V_VIRR: Final = 256  # 32 bytes VIRR, 32 bytes VISR: what SharedApicPage.write_back() wrote
+
+V_SAVE: Final = 512  # its guest, while it is on no pCPU: see LiveCpu.hand_over()
+V_SAVE_BYTES: Final = 3584
 
 VCPUS_LIMIT: Final = 256  # four list words
 

@@ -135,15 +135,13 @@ class Pcpu:
     def _run(self) -> None:
         """Be a physical CPU until the launcher stops it."""
         recorder = Recorder(self._memory, self._pcpu)
-        cpu = LiveCpu(self._memory, self._fabric, self._cell, self._pcpu, recorder, self._arrived)
+        cpu = LiveCpu(
+            self._memory, self._fabric, self._cell, self._pcpu, recorder, self._arrived,
+            self._guest, vcpu_thread,
+        )  # fmt: skip
         mine = [v.index for v in self._cell.vcpus if v.pcpu == self._pcpu]
-        for vcpu in mine:
-            cpu.add_vcpu(vcpu, self._guest(cpu, vcpu))
         log(f"running vCPUs {mine}")
-        for vcpu in mine:
-            vcpu_thread(cpu, vcpu)
-        while not cpu.stopping:
-            cpu.idle()
+        cpu.scheduler.run()
         self._arrived = cpu.arrived
         cpu.flush()
         log("stopped")
@@ -168,14 +166,18 @@ class Pcpu:
 
 
 def vcpu_thread(cpu: LiveCpu, vcpu: int) -> None:
-    """The thread behind a vCPU: ioctl(KVM_RUN) once, until a signal."""
+    """The thread behind a vCPU: ioctl(KVM_RUN) once, until a signal.
+
+    A thread that has moved here begins again at the head of the run loop; it may have slept.
+    """
     cpu.local_irq_disable()
     kvm_sched_in(cpu, vcpu)
     cpu.local_irq_enable()
+    if cpu.vcpu_is_blocking(vcpu):
+        cpu.finish_rcuwait(vcpu)
     vcpu_run(cpu, vcpu)
     cpu.local_irq_disable()
     kvm_sched_out(cpu, vcpu, preempted=False)
-    cpu.local_irq_enable()
 
 
 def stream_of(load: Load) -> Stream:

@@ -119,6 +119,9 @@ class Processor:
         self.irqs_on = True
         self.stopping = False
         self.hv_deadline = 0  # VMX preemption timer, ns; 0 = off
+        self.slice_end = 0  # when the current thread's slice is over, ns; 0 = never
+        self.alarm = 0  # the earliest timer that must interrupt the guest, 0 = none
+        self.resched = False  # TIF_NEED_RESCHED
         self.sw_timers: dict[int, int] = {}  # hrtimers of this pCPU: vCPU -> deadline ns
         self.pending: dict[int, Meta] = {}
         self.cause = (0, 0)  # what the post under way is for: (load, due ns)
@@ -223,8 +226,8 @@ class Processor:
         """Interrupts are on, between two steps: take what the local APIC presents."""
         if self._rung() != self.arrived:
             self.await_flight()
-        if self.sw_timers:
-            self._fire_sw_timers()
+        if self.sw_timers or self.slice_end:
+            self._fire_timers()
         while self.irqs_on and self.lapic.irr and self.lapic.pending():
             self.irqs_on = False
             vector = self.lapic.acknowledge()
@@ -232,10 +235,25 @@ class Processor:
             self.lapic.eoi()
             self.irqs_on = True
 
-    def _fire_sw_timers(self) -> None:
+    def _fire_timers(self) -> None:
+        """The host's own timers, if one is due: an interrupt of this pCPU."""
         now = monotonic_ns()
-        if any(deadline <= now for deadline in self.sw_timers.values()):
+        if self.slice_end and now >= self.slice_end:
+            self.slice_end = 0
+            self.resched = True
             self.lapic.accept(LOCAL_TIMER_VECTOR)
+        elif any(deadline <= now for deadline in self.sw_timers.values()):
+            self.lapic.accept(LOCAL_TIMER_VECTOR)
+        self.set_alarm()
+
+    def set_alarm(self) -> None:
+        """When a timer of this pCPU next interrupts the guest."""
+        ends = [*self.sw_timers.values()] if self.sw_timers else []
+        if self.hv_deadline:
+            ends.append(self.hv_deadline)
+        if self.slice_end:
+            ends.append(self.slice_end)
+        self.alarm = min(ends) if ends else 0
 
     def handle_irq(self, vector: int) -> None:
         """Run the host's handler; `live` supplies it."""
@@ -294,9 +312,12 @@ class Processor:
                 break
             if rung() != self.arrived and self.await_flight():
                 continue
-            if self.hv_deadline and monotonic_ns() >= self.hv_deadline:
-                outcome = lp.vm_exit(PREEMPTION_TIMER)
-                break
+            if self.alarm and monotonic_ns() >= self.alarm:
+                if self.hv_deadline == self.alarm:
+                    outcome = lp.vm_exit(PREEMPTION_TIMER)
+                    break
+                self._fire_timers()
+                continue
             if lp.guest.activity:
                 self._halted_in_guest()
                 continue

@@ -7,16 +7,22 @@ costs one call.
 from atomicshm import AtomicU32
 
 from emulator.machine.memory import (
+    V_CLAIM,
     V_CPU,
+    V_FINISHED,
     V_HARVESTS,
     V_HAS_PI_SENDER,
+    V_HOME,
+    V_HV_DEADLINE,
     V_MODE,
     V_MP_STATE,
     V_PRE_PCPU,
     V_PREEMPTED,
     V_REQUESTS,
     V_SCHED_INS,
+    V_TASK_CPU,
     V_TASK_STATE,
+    V_TIMER_LOAD,
     V_TIMER_PENDING,
     V_TSCDEADLINE,
     V_WAITER,
@@ -30,9 +36,10 @@ class VcpuWords:
     """struct kvm_vcpu, as far as other CPUs read it, its PI descriptor and its APIC page."""
 
     __slots__ = (
-        "cpu", "desc", "harvests", "has_pi_sender", "index", "mode", "mode_load", "mode_store",
-        "mp_state", "page", "pre_pcpu", "preempted", "requests", "sched_ins", "task_state", "timer_pending",
-        "tscdeadline", "waiter",
+        "claim", "cpu", "desc", "finished", "harvests", "has_pi_sender", "home", "hv_deadline",
+        "index", "mode", "mode_load", "mode_store", "mp_state", "page", "pre_pcpu", "preempted",
+        "requests", "sched_ins", "task_cpu", "task_state", "timer_load", "timer_pending", "tscdeadline",
+        "waiter",
     )  # fmt: skip
 
     def __init__(self, memory: Memory, vcpu: int) -> None:
@@ -48,6 +55,11 @@ class VcpuWords:
         self.cpu = u32(V_CPU)
         self.requests = u32(V_REQUESTS)
         self.task_state = u32(V_TASK_STATE)
+        self.task_cpu = u32(V_TASK_CPU)
+        self.home = u32(V_HOME)
+        self.claim = u32(V_CLAIM)
+        self.finished = u32(V_FINISHED)
+        self.timer_load = u32(V_TIMER_LOAD)
         self.waiter = u32(V_WAITER)
         self.preempted = u32(V_PREEMPTED)
         self.timer_pending = u32(V_TIMER_PENDING)
@@ -56,6 +68,7 @@ class VcpuWords:
         self.pre_pcpu = u32(V_PRE_PCPU)
         self.tscdeadline = memory.u64(memory.vcpu(vcpu, V_TSCDEADLINE))
         self.harvests = memory.u64(memory.vcpu(vcpu, V_HARVESTS))
+        self.hv_deadline = memory.u64(memory.vcpu(vcpu, V_HV_DEADLINE))
         self.sched_ins = memory.u64(memory.vcpu(vcpu, V_SCHED_INS))
 
 

@@ -3,6 +3,9 @@
 import pytest
 from conftest import run_json
 
+from emulator.events import Event
+from emulator.measure.records import read_events
+
 SHORT = ("run.warmup=100ms", "run.for=800ms")
 
 RUN_KEYS = {
@@ -119,3 +122,23 @@ def test_a_run_directory_of_any_length_will_do(tmp_path):
 
     assert code == 0
     assert len(run["run_dir"]) > 107
+
+
+def test_vcpus_that_share_pcpus_take_turns_and_lose_nothing(tmp_path):
+    code, whole = run_json("overcommit", tmp_path, *SHORT)
+
+    busy = whole["cells"][0]["counts"]
+    assert code == 0
+    assert busy["delivered"] > 300
+    assert busy["notify"]["not_blocked"] > 0  # posted to a vCPU that waited for its turn
+
+
+def test_a_vcpu_that_moves_from_pcpu_to_pcpu_gets_every_interrupt(tmp_path):
+    code, run = run_json("migration", tmp_path, *SHORT, "expect=[]")
+
+    events = read_events(f"{run['run_dir']}/events.bin")
+    loads = events[events["kind"] == Event.SCHED_IN]
+    moved = (loads["arg"] != loads["pcpu"]) & (loads["arg"] < 16)
+    assert code == 0
+    assert run["counts"]["lost"] == 0
+    assert int(moved.sum()) > 50
