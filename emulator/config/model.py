@@ -136,6 +136,18 @@ class Cell:
     expect: tuple[Expectation, ...]  # those whose `when` this cell meets
 
     @property
+    def housekeeping(self) -> int | None:
+        """The pCPU that counts exitless timers: the first that no vCPU runs on.
+
+        None if there is none, or nothing for it to count.
+        """
+        taken = {vcpu.pcpu for vcpu in self.vcpus}
+        floating = any(vcpu.floats for vcpu in self.vcpus)
+        if not self.kvm.exitless_timer or floating:
+            return None
+        return next((pcpu for pcpu in range(self.pcpus) if pcpu not in taken), None)
+
+    @property
     def label(self) -> str:
         """The cell's place in the matrix in words, empty if there is no matrix."""
         return ", ".join(f"{path}={value}" for path, value in self.set.items())

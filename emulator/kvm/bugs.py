@@ -1,7 +1,7 @@
 """The museum: what has gone wrong in this protocol, and what would.
 
 Each exhibit is a switch at the place in the text where the mistake was, or an axis of `params.Kvm`
-set as history had it; `checker/museum.py` shows that the checker finds it with the switch on and
+set as history had it; `checker/exhibits.py` shows that the checker finds it with the switch on and
 not with it off.  What cannot be told in this text says so in `why_not`.
 
 Titles and commits: the kernel's history and the kvm mailing list.  "Invariant" names what breaks:

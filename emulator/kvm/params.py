@@ -156,6 +156,16 @@ class Kvm:
     sched_slice_ns: int = 3_000_000  # of vCPUs that share a pCPU (CFS: sched_min_granularity)
     bugs: frozenset[Bug] = frozenset()
 
+    @property
+    def enable_ipiv(self) -> bool:
+        """Guests' ICR writes are IPI-virtualized.  Kernel: same name."""
+        return self.senders in (Senders.IPI_VIRTUALIZATION, Senders.BOTH)
+
+    @property
+    def irq_bypass(self) -> bool:
+        """The IOMMU can post.  Kernel: kvm_arch_has_irq_bypass()."""
+        return self.senders in (Senders.VT_D, Senders.BOTH)
+
 
 # The members that protocol text names, as the kernel spells them.  Plain names, because looking a
 # member up through its class costs CPython 3.11 a tenth of a microsecond, twice a step's own cost.

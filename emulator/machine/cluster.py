@@ -14,14 +14,12 @@ file; what was measured until then is on disk.
 
 import contextlib
 import os
-import resource
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,9 +30,9 @@ from typing import Any, Final, Self
 
 import msgpack
 
-from emulator.config.model import Cell, Via, to_plain
+from emulator.config.model import Cell, to_plain
 from emulator.hardware.vectors import POSTED_INTR_VECTOR, ExitReason
-from emulator.machine.errors import HostError, RunBroken
+from emulator.machine.errors import RunBroken
 from emulator.machine.fabric import (
     CMD_CONNECT,
     CMD_FLOOR,
@@ -44,6 +42,7 @@ from emulator.machine.fabric import (
     VERSION,
     Fabric,
 )
+from emulator.machine.host import check_host, runtime_root, traffic
 from emulator.machine.memory import (
     H_T0,
     P_ARRIVED,
@@ -51,7 +50,6 @@ from emulator.machine.memory import (
     P_STATS,
     PHASE_DRAIN,
     PHASE_LOAD,
-    VCPUS_LIMIT,
     Memory,
     Shape,
 )
@@ -70,7 +68,6 @@ SOCKET_PATH_MAX: Final = 107  # sizeof(sockaddr_un.sun_path) - 1
 LOG_TAIL_LINES: Final = 8
 SN_BIT: Final = 2
 RUNTIME_PREFIX: Final = "pirlab-"
-RINGING_GUESTS: Final = frozenset({"ring", "ping-pong"})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,28 +85,6 @@ class RunResult:
     losses: list[Loss] = field(default_factory=list)
     start_s: float = 0.0  # how long start-up and stop took
     stop_s: float = 0.0
-
-
-def runtime_root() -> Path:
-    """Where mapped files and sockets live: the shared-memory file system."""
-    shm = Path("/dev/shm")  # noqa: S108  a directory of our own, mode 0700, is made there
-    return shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
-
-
-def traffic(cell: Cell) -> dict[int, set[int]]:
-    """Which pCPU will send vectors to which, as far as the config tells."""
-    pairs: dict[int, set[int]] = {pcpu: set() for pcpu in range(cell.pcpus)}
-    where = {v.index: v.pcpu for v in cell.vcpus}
-    for load in cell.loads:
-        source = load.on_pcpu if load.vcpu is None else where[load.vcpu]
-        if source is None or load.via is Via.SELF_IPI:
-            continue
-        pairs[source] |= {where[target] for target in load.targets}
-    for vcpu in cell.vcpus:
-        if vcpu.guest in RINGING_GUESTS:
-            peers = [v for v in cell.vcpus if v.vm == vcpu.vm]
-            pairs[vcpu.pcpu].add(peers[(vcpu.number + 1) % len(peers)].pcpu)
-    return pairs
 
 
 class Cluster:
@@ -492,26 +467,3 @@ def log_tail(run_dir: Path, name: str) -> str:
     if not lines:
         return f"; {path} is empty"
     return f"; last lines of {path}:\n" + "\n".join(f"    {line}" for line in lines)
-
-
-def check_host(cell: Cell) -> None:
-    """Is this host able to run the cell?  HostError if not; raises the soft limit on files."""
-    if len(cell.vcpus) > VCPUS_LIMIT:
-        raise HostError(f"{len(cell.vcpus)} vCPUs: a run has {VCPUS_LIMIT} at most")
-    incoming: dict[int, int] = {}
-    pairs = traffic(cell)
-    for peers in pairs.values():
-        for peer in peers:
-            incoming[peer] = incoming.get(peer, 0) + 1
-    # A connection costs its sender two descriptors (socket, mailbox) and its receiver one.
-    per_pcpu = max(3 * len(pairs[p]) + 2 * incoming.get(p, 0) for p in pairs) + 48
-    launcher = 4 * (cell.pcpus + len(cell.devices)) + 64
-    needed = max(per_pcpu, launcher)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise HostError(
-            f"the run needs {needed} file descriptors in one process and the limit is {hard}; "
-            "raise it (ulimit -Hn) or use fewer pCPUs"
-        )
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

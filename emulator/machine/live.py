@@ -16,41 +16,29 @@ import msgpack
 from emulator.config.model import Cell
 from emulator.events import NO_VCPU, Event
 from emulator.guest.program import Guest
-from emulator.hardware.cpu import Control
 from emulator.hardware.vectors import RESCHEDULE_VECTOR, Mode
 from emulator.hardware.vmcs import Activity
-from emulator.kvm.block import next_halt_poll_ns
 from emulator.kvm.irq import do_irq
 from emulator.kvm.params import Kvm, MpState, Request, TaskState
 from emulator.kvm.sched import preempt_schedule
 from emulator.machine.fabric import Fabric
+from emulator.machine.housekeeping import timer_vectors
 from emulator.machine.memory import P_LIST, P_LIST_LOCK, V_SAVE, V_SAVE_BYTES, Memory, smp_mb
-from emulator.machine.processor import Processor
 from emulator.machine.recorder import Recorder
 from emulator.machine.scheduler import Scheduler
 from emulator.machine.stats import Stat
+from emulator.machine.timers import Timers
 
-ON: Final = 1
-SN: Final = 2
-NV_SHIFT: Final = 16
-NDST_SHIFT: Final = 32
-NOT_ON: Final = ~ON & 0xFFFF_FFFF_FFFF_FFFF
-NOT_SN: Final = ~SN & 0xFFFF_FFFF_FFFF_FFFF
 NO_PCPU: Final = 0xFFFF_FFFF  # vcpu->pre_pcpu = -1
 
 # Plain integers: looking a member up through its class costs more than the step.
-POST: Final = int(Event.POST)
-POST_PIR_SET: Final = int(Event.POST_PIR_SET)
-SYNC: Final = int(Event.SYNC)
 HOST_IRQ: Final = int(Event.HOST_IRQ)
-HALT: Final = int(Event.HALT)
-HALT_POLL: Final = int(Event.HALT_POLL)
 RUNNING: Final = int(TaskState.RUNNING)
 INTERRUPTIBLE: Final = int(TaskState.INTERRUPTIBLE)
 SLEEPING: Final = int(TaskState.SLEEPING)
 
 
-class LiveCpu(Processor):
+class LiveCpu(Timers):
     """One pCPU, as protocol text sees it (`kvm/cpu.py`)."""
 
     def __init__(
@@ -70,158 +58,8 @@ class LiveCpu(Processor):
         self.at_safe_point = True
         self.make_guest = partial(make_guest, self)
         self.scheduler = Scheduler(self, thread)
-        self._halt_start = 0
         self._poll_window: dict[int, int] = {}
-
-    def _step(self) -> None:
-        """The end of a step with interrupts on: does one arrive here?"""
-        if self._rung() != self.arrived or self.sw_timers or self.slice_end or self.lapic.irr:
-            self.window()
-
-    # -- the PI descriptor -------------------------------------------------------------------------
-
-    def pi_test_and_set_pir(self, vcpu: int, vector: int) -> bool:
-        mask = 1 << (vector & 63)
-        was = self.words[vcpu].desc.set_pir[vector >> 6](mask) & mask
-        load, due = self.cause
-        kind = POST_PIR_SET if was else POST
-        self.note((monotonic_ns(), due, 0, kind, vector, self.pcpu, vcpu, load))
-        if self.irqs_on:
-            self._step()
-        return was != 0
-
-    def pi_test_and_set_on(self, vcpu: int) -> bool:
-        was = self.words[vcpu].desc.set_control(ON) & ON
-        if self.irqs_on:
-            self._step()
-        return was != 0
-
-    def pi_test_and_set_on_unless_sn(self, vcpu: int, urgent: bool) -> Control:
-        desc = self.words[vcpu].desc
-        old = desc.set_on_unless_sn(urgent)
-        if self.irqs_on:
-            self._step()
-        return control_of(old)
-
-    def pi_clear_on(self, vcpu: int) -> None:
-        self.words[vcpu].desc.clear_control(NOT_ON)
-        if self.irqs_on:
-            self._step()
-
-    def pi_set_on(self, vcpu: int) -> None:
-        self.words[vcpu].desc.set_control(ON)
-        if self.irqs_on:
-            self._step()
-
-    def pi_set_sn(self, vcpu: int) -> None:
-        self.words[vcpu].desc.set_control(SN)
-        if self.irqs_on:
-            self._step()
-
-    def pi_clear_sn(self, vcpu: int) -> None:
-        self.words[vcpu].desc.clear_control(NOT_SN)
-        if self.irqs_on:
-            self._step()
-
-    def pi_test_on(self, vcpu: int) -> bool:
-        on = self.words[vcpu].desc.control() & ON
-        if on:
-            self.syncs_on += 1
-        else:
-            self.syncs_off += 1
-        if self.irqs_on:
-            self._step()
-        return on != 0
-
-    def pi_is_pir_empty(self, vcpu: int) -> bool:
-        empty = self.words[vcpu].desc.pir() == 0
-        if self.irqs_on:
-            self._step()
-        return empty
-
-    def pi_read_control(self, vcpu: int) -> Control:
-        value = self.words[vcpu].desc.control()
-        if self.irqs_on:
-            self._step()
-        return control_of(value)
-
-    def pi_update_control(self, vcpu: int, nv: int, ndst: int, sn: bool) -> bool:
-        keep = ON | (0xFFFF_FFFF << NDST_SHIFT if ndst < 0 else 0)
-        value = nv << NV_SHIFT | (SN if sn else 0)
-        if ndst >= 0:
-            value |= ndst << NDST_SHIFT
-        wrote = self.words[vcpu].desc.update_control(keep, value)
-        if self.irqs_on:
-            self._step()
-        return wrote & ON != 0
-
-    def pi_harvest(self, vcpu: int) -> int:
-        words = self.words[vcpu]
-        found = words.desc.harvest()
-        highest = found.bit_length() - 1
-        if found:
-            page = words.page
-            merged = page.virr & found
-            page.virr |= found
-            self.harvests += 1
-            self._note_sync(vcpu, highest, found, merged)
-        if self.irqs_on:
-            self._step()
-        return highest
-
-    def _note_sync(self, vcpu: int, vector: int, found: int, merged: int) -> None:
-        """One event for each vector harvested, the highest first."""
-        flags = 0 if self.lp.in_root else 1
-        now = monotonic_ns()
-        while True:
-            bit = 1 << vector
-            arg = flags | 2 if merged & bit else flags
-            self.note((now, arg, 0, SYNC, vector, self.pcpu, vcpu, 0))
-            found ^= bit
-            if not found:
-                return
-            vector = found.bit_length() - 1
-
-    # -- the local APIC and the virtual APIC -------------------------------------------------------
-
-    def current_vmcs(self) -> int:
-        return self.current
-
-    def lapic_eoi(self) -> None:
-        self.lapic.eoi()
-
-    def raise_rvi(self, vector: int) -> None:
-        self.lp.vapic.raise_rvi(vector)
-
-    def evaluate_pending_virtual_interrupts(self) -> None:
-        self.lp.vapic.evaluate()
-
-    def find_highest_virr(self, vcpu: int) -> int:
-        return self.words[vcpu].page.virr.bit_length() - 1
-
-    def set_rvi(self, vector: int) -> None:
-        self.loaded.rvi = vector if vector > 0 else 0  # noqa: FURB136  half the time
-
-    def interrupt_allowed(self, vcpu: int) -> bool:
-        guest = self.vmcs[vcpu].guest
-        return guest.interrupt_flag and not guest.interruptibility
-
-    def exit_msr(self) -> tuple[int, int]:
-        assert self.guest is not None
-        self.cause = self.guest.cause
-        return self.lp.exit_msr, self.lp.exit_value
-
-    def skip_emulated_instruction(self) -> None:
-        assert self.guest is not None
-        self.guest.pc += 1
-        self.lp.guest.interruptibility = 0  # vmx_set_interrupt_shadow(vcpu, 0)
-
-    def send_ipi(self, pcpu: int, vector: int, vcpu: int) -> None:
-        self.post_ipi(pcpu, vector, vcpu)
-        if self.irqs_on:
-            self._step()
-
-    # -- non-root operation ------------------------------------------------------------------------
+        self._timer_vectors = timer_vectors(cell)
 
     # -- struct kvm_vcpu ---------------------------------------------------------------------------
 
@@ -464,99 +302,6 @@ class LiveCpu(Processor):
     def set_pre_pcpu(self, vcpu: int, pcpu: int) -> None:
         self.words[vcpu].pre_pcpu.store(NO_PCPU if pcpu < 0 else pcpu)
 
-    # -- the APIC timer ----------------------------------------------------------------------------
-
-    def set_hv_timer(self, vcpu: int, deadline: int) -> bool:
-        self.hv_deadline = deadline
-        self.set_alarm()
-        return monotonic_ns() >= deadline
-
-    def cancel_hv_timer(self, vcpu: int) -> None:
-        if self.hv_deadline:
-            self.hv_deadline = 0
-            self.set_alarm()
-
-    def hv_timer_in_use(self, vcpu: int) -> bool:
-        return self.hv_deadline != 0
-
-    def start_sw_timer(self, vcpu: int) -> None:
-        deadline = self.words[vcpu].tscdeadline.load()
-        if deadline:
-            self.sw_timers[vcpu] = deadline
-            self.set_alarm()
-
-    def cancel_sw_timer(self, vcpu: int) -> None:
-        if self.sw_timers.pop(vcpu, None):
-            self.set_alarm()
-
-    def tscdeadline(self, vcpu: int) -> int:
-        return self.words[vcpu].tscdeadline.load()
-
-    def set_tscdeadline(self, vcpu: int, deadline: int) -> None:
-        words = self.words[vcpu]
-        if deadline:
-            words.timer_load.store(self.cause[0])
-        words.tscdeadline.store(deadline)
-
-    def lvtt_vector(self, vcpu: int) -> int:
-        words = self.words[vcpu]
-        self.cause = (words.timer_load.load(), words.tscdeadline.load())
-        return self.guests[vcpu].timer_vector
-
-    def timer_pending_inc(self, vcpu: int) -> None:
-        self.words[vcpu].timer_pending.fetch_add(1)
-        if self.irqs_on:
-            self._step()
-
-    def timer_pending(self, vcpu: int) -> bool:
-        pending = self.words[vcpu].timer_pending.load()
-        if self.irqs_on:
-            self._step()
-        return pending != 0
-
-    def timer_pending_clear(self, vcpu: int) -> None:
-        self.words[vcpu].timer_pending.exchange(0)
-        if self.irqs_on:
-            self._step()
-
-    def expired_sw_timer(self) -> int:
-        now = monotonic_ns()
-        for vcpu, deadline in self.sw_timers.items():
-            if deadline <= now:
-                del self.sw_timers[vcpu]
-                self.set_alarm()
-                # Armed for a deadline that the guest has since moved, or met elsewhere: stale.
-                if self.words[vcpu].tscdeadline.load() == deadline:
-                    return vcpu
-                return self.expired_sw_timer()
-        return -1
-
-    # -- halt polling ------------------------------------------------------------------------------
-
-    def halt_poll_start(self, vcpu: int) -> bool:
-        self._halt_start = monotonic_ns()
-        window = self._poll_window.get(vcpu, 0)
-        if window:
-            self.stats[Stat.HALT_ATTEMPTED_POLL] += 1
-        return window != 0
-
-    def halt_poll_open(self, vcpu: int) -> bool:
-        os.sched_yield()
-        if self.irqs_on:
-            self._step()
-        return monotonic_ns() < self._halt_start + self._poll_window.get(vcpu, 0)
-
-    def halt_done(self, vcpu: int, waited: bool) -> None:
-        now = monotonic_ns()
-        window = self._poll_window.get(vcpu, 0)
-        if window and not waited:
-            self.stats[Stat.HALT_SUCCESSFUL_POLL] += 1
-            self.note((self._halt_start, now, 1, HALT_POLL, 0, self.pcpu, vcpu, 0))
-        self.note((self._halt_start, now, int(waited), HALT, 0, self.pcpu, vcpu, 0))
-        self._poll_window[vcpu] = next_halt_poll_ns(
-            window, now - self._halt_start, True, self.kvm.halt_poll_ns
-        )
-
     # -- tracing -----------------------------------------------------------------------------------
 
     def trace(self, event: Event, vcpu: int, vector: int = 0, arg: int = 0) -> None:
@@ -621,13 +366,3 @@ class LiveCpu(Processor):
         base = self.memory.vcpu(vcpu, V_SAVE)
         self.memory.view.store_u32(base, len(saved))
         self.memory.buffer[base + 4 : base + 4 + len(saved)] = saved
-
-
-def control_of(word: int) -> Control:
-    """The control word as its fields."""
-    return Control(
-        on=word & ON != 0,
-        sn=word & SN != 0,
-        nv=word >> NV_SHIFT & 0xFF,
-        ndst=word >> NDST_SHIFT,
-    )

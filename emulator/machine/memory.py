@@ -69,7 +69,9 @@ V_TIMER_LOAD: Final = 176  # the load that the guest's TSC deadline is for
 V_TSCDEADLINE: Final = 192
 V_SCHED_INS: Final = 200  # times loaded
 V_HARVESTS: Final = 208  # times PIR has been taken: the watchdog's sign of life
-V_HV_DEADLINE: Final = 216  # the preemption timer of a vCPU that is on no pCPU, 0 = off
+V_SW_TIMER: Final = 216  # its deadline on the housekeeping pCPU, see `housekeeping`
+V_GUEST_WORD: Final = 224  # a word of guest memory, that its other vCPUs may read
+V_HV_DEADLINE: Final = 232  # the preemption timer of a vCPU that is on no pCPU, 0 = off
 V_VIRR: Final = 256  # 32 bytes VIRR, 32 bytes VISR: what SharedApicPage.write_back() wrote
 
 V_SAVE: Final = 512  # its guest, while it is on no pCPU: see LiveCpu.hand_over()

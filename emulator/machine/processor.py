@@ -10,6 +10,7 @@ hardware cannot.
 import os
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic_ns
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from emulator.config.model import Cell
 from emulator.events import NO_VCPU, Event, Met
 from emulator.guest.program import Guest
 from emulator.hardware.cpu import NOTIFICATION
+from emulator.hardware.instructions import IPI
 from emulator.hardware.lapic import LocalApic
 from emulator.hardware.vectors import (
     LOCAL_TIMER_VECTOR,
@@ -30,8 +32,9 @@ from emulator.hardware.vectors import (
 )
 from emulator.hardware.vmcs import Controls, Vmcs
 from emulator.hardware.vmx import LogicalProcessor, Outcome
-from emulator.kvm.params import TaskState
+from emulator.kvm.params import Kvm, TaskState
 from emulator.machine.fabric import CMD_STOP, Fabric, Message
+from emulator.machine.housekeeping import LOOK_S, RemoteTimers
 from emulator.machine.memory import (
     P_ARRIVED,
     P_BUSY,
@@ -58,8 +61,6 @@ KVM_CONTROLS: Final = Controls(
 )
 """What KVM sets for a guest with x2APIC and APICv (vmx.c, setup_vmcs_config)."""
 
-INTERCEPTED_MSRS: Final = frozenset({MSR_X2APIC_ICR, MSR_TSC_DEADLINE})
-
 IRQ_STATS: Final = {
     POSTED_INTR_VECTOR: Stat.IRQ_PIN,
     POSTED_INTR_NESTED_VECTOR: Stat.IRQ_NPI,
@@ -82,6 +83,19 @@ LOOKS: Final = int(Stat.LOOKS)
 IDLE_MAX_S: Final = 0.5  # an idle pCPU looks up this often whatever happens
 FLIGHT_LOOKS: Final = 2000  # then go on without it: 2 ms or more, its sender has lost its core
 PREEMPTION_TIMER: Final = int(ExitReason.PREEMPTION_TIMER)
+
+
+def kvm_controls(kvm: Kvm) -> Controls:
+    """KVM_CONTROLS as the axes have them: kvm_hlt_in_guest(), enable_ipiv."""
+    return replace(
+        KVM_CONTROLS, hlt_exiting=not kvm.exitless_timer, ipi_virtualization=kvm.enable_ipiv
+    )
+
+
+def intercepted_msrs(kvm: Kvm) -> frozenset[int]:
+    """vmx_update_msr_bitmap_x2apic(): the ICR is the guest's own with IPI virtualization."""
+    return frozenset({MSR_TSC_DEADLINE} if kvm.enable_ipiv else {MSR_TSC_DEADLINE, MSR_X2APIC_ICR})
+
 
 Meta = tuple[int, int, int, int]
 """What came with a pending vector: (vCPU meant, message id, load, due ns)."""
@@ -123,6 +137,9 @@ class Processor:
         self.alarm = 0  # the earliest timer that must interrupt the guest, 0 = none
         self.resched = False  # TIF_NEED_RESCHED
         self.sw_timers: dict[int, int] = {}  # hrtimers of this pCPU: vCPU -> deadline ns
+        self._controls = kvm_controls(cell.kvm)
+        self.remote_timers = RemoteTimers(memory)
+        self.housekeeping = cell.housekeeping == pcpu  # exitless timers count here
         self.pending: dict[int, Meta] = {}
         self.cause = (0, 0)  # what the post under way is for: (load, due ns)
         self._rung = memory.u64(memory.pcpu(pcpu, P_RUNG)).load
@@ -288,9 +305,19 @@ class Processor:
         if self.sw_timers:
             first = min(self.sw_timers.values())
             timeout = min(timeout, max(0.0, (first - monotonic_ns()) * 1e-9))
+        if self.housekeeping:
+            timeout = min(timeout, self._until_remote_timer())
         if not self.look() and timeout:
             self.fabric.wait(timeout)
         self.window()
+
+    def _until_remote_timer(self) -> float:
+        """Seconds to the next look at the exitless timers; 0, and its interrupt, if one is due."""
+        first = self.remote_timers.earliest()
+        left = (first - monotonic_ns()) * 1e-9 if first else LOOK_S
+        if left <= 0:
+            self.lapic.accept(LOCAL_TIMER_VECTOR)
+        return min(max(left, 0.0), LOOK_S)
 
     # -- non-root operation ------------------------------------------------------------------------
 
@@ -323,6 +350,9 @@ class Processor:
                 continue
             outcome = step()
             if outcome is not None:
+                if outcome == IPI:
+                    self.send_virtual_ipi()
+                    continue
                 assert outcome > 0, "a guest program raised #GP"
                 break
         if outcome == NOTIFICATION:
@@ -330,6 +360,10 @@ class Processor:
             return NOTIFICATION
         self._exited(outcome)
         return outcome
+
+    def send_virtual_ipi(self) -> None:
+        """Post the IPI that the guest's ICR write asks for, without an exit; `live` does it."""
+        raise NotImplementedError
 
     def _exited(self, reason: int) -> None:
         """Account for the exit before this one, whose end the entry was."""
@@ -356,8 +390,8 @@ class Processor:
         """HLT without an exit: the processor waits where it is."""
         self.flush()
         timeout = IDLE_MAX_S
-        if self.hv_deadline:
-            timeout = max(0.0, (self.hv_deadline - monotonic_ns()) * 1e-9)
+        if self.alarm:
+            timeout = max(0.0, (self.alarm - monotonic_ns()) * 1e-9)
         if not self.look() and timeout:
             self.fabric.wait(timeout)
 
@@ -387,9 +421,9 @@ class Processor:
 
     def add_vcpu(self, vcpu: int, guest: Any) -> None:
         """Give this pCPU a vCPU to run."""
-        vmcs = Vmcs(KVM_CONTROLS, self.words[vcpu].page)
+        vmcs = Vmcs(self._controls, self.words[vcpu].page)
         vmcs.nv = POSTED_INTR_VECTOR
-        vmcs.msr_write_intercepts = INTERCEPTED_MSRS
+        vmcs.msr_write_intercepts = intercepted_msrs(self.cell.kvm)
         vmcs.guest.interrupt_flag = False
         self.vmcs[vcpu] = vmcs
         self.guests[vcpu] = guest
