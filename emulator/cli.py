@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from emulator import __version__
+from emulator import __version__, proof
 from emulator.config import ConfigError, json_schema, load_experiment, resolved_yaml
 from emulator.machine.errors import HostError
 
@@ -138,6 +138,9 @@ def report(run_directory: Path, form: str) -> None:
     else:
         show(text, sys.stdout)
 
+
+for command in proof.COMMANDS:
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

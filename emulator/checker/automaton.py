@@ -161,7 +161,9 @@ def _suspended(generator: _Generator, step: Step) -> tuple[_Local, Node]:
 def _immutable(value: object) -> object:
     if isinstance(value, tuple):
         return tuple(_immutable(v) for v in value)
-    assert value is None or isinstance(value, int | str | Enum | frozenset), f"a mutable local: {value!r}"
+    assert value is None or isinstance(value, int | str | Enum | frozenset), (
+        f"a mutable local: {value!r}"
+    )
     return value
 
 

@@ -1,7 +1,7 @@
 """The scenarios that have a name.  `check --list` prints them with their questions.
 
-`expected` names the rules under which a claim is known to break; a test explores each scenario under
-each rule and compares.
+`expected` names the rules under which a claim is known to break; a test explores each scenario
+under each rule and compares.
 """
 
 from typing import Final

@@ -1,15 +1,15 @@
-"""What may happen that no protocol text decides: the guest's next event, the scheduler's, a vector's.
+"""What no protocol text decides: the guest's next event, where a thread runs, when a vector comes.
 
 Pure functions of a memory.  Each gives the outcomes that are possible now; `world` makes a move of
-each.  An outcome is *voluntary* if nothing obliges it to come.  So that a run has an end, a sender
-may retire before its bound, and a guest may decide to compute for ever.
+each.  An outcome is *voluntary* if nothing obliges it to come.  A sender may retire before its
+bound, a guest decide to compute for ever: the runs in which less is posted have an end, too.
 """
 
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from emulator.checker import memory as slot
-from emulator.checker.memory import LEFT_BITS, PENDING_BIT, PENDING_VECTOR, Layout, Touched
+from emulator.checker.memory import PENDING_BIT, PENDING_VECTOR, RETIRED, Layout, Touched
 from emulator.checker.scenario import Scenario
 from emulator.hardware.cpu import NOTIFICATION
 from emulator.hardware.vectors import (
@@ -20,7 +20,6 @@ from emulator.hardware.vectors import (
 )
 from emulator.kvm.params import TaskState
 
-RETIRED: Final = (1 << LEFT_BITS) - 1  # in a LEFT slot: will not post again, though it could have
 IN_GUEST: Final = 1  # in NONROOT
 COMPUTING: Final = 2  # in NONROOT: the guest will leave only if it is made to
 
@@ -81,8 +80,8 @@ def guest_events(scenario: Scenario, layout: Layout, m: Touched, vcpu: int) -> l
     if found and scenario.priority:
         return found[:1]
     for i in host_interrupts(scenario, layout, m, pcpu):
-        changes = (*i.changes, out, (p + slot.EXIT_VECTOR, i.vector))
-        found.append(_event(vcpu, ExitReason.EXTERNAL_INTERRUPT, changes, i.voluntary))
+        leaving: Changes = (*i.changes, out, (p + slot.EXIT_VECTOR, i.vector))
+        found.append(_event(vcpu, ExitReason.EXTERNAL_INTERRUPT, leaving, i.voluntary))
     if m[v + slot.HV_TIMER]:
         found.append(_event(vcpu, ExitReason.PREEMPTION_TIMER, (out,)))
     if m[p + slot.NONROOT] == IN_GUEST:
@@ -94,8 +93,9 @@ def _instructions(scenario: Scenario, m: Touched, vcpu: int, v: int, p: int) -> 
     """What the guest can do of its own accord."""
     out = (p + slot.NONROOT, 0)
     found = [_event(vcpu, reason, (out,), True) for reason in (ExitReason.HLT, ExitReason.VMCALL)]
-    for_ever = ((p + slot.NONROOT, COMPUTING),)
-    found.append(Choice("compute", (vcpu,), None, True, for_ever, advances=False))
+    if scenario.early_ends:
+        for_ever = ((p + slot.NONROOT, COMPUTING),)
+        found.append(Choice("compute", (vcpu,), None, True, for_ever, advances=False))
     if n := left(m, v + slot.LEFT_FASTPATH):  # a deadline that the guest had set before
         changes = (out, (v + slot.LEFT_FASTPATH, n - 1), (v + slot.HV_TIMER, 1))
         found.append(_event(vcpu, ExitReason.PREEMPTION_TIMER, changes, True))
@@ -131,7 +131,7 @@ def switches(layout: Layout, m: Touched, vcpu: int) -> list[Choice]:
             continue
         if m[p + slot.CURRENT] >= 0 or m[p + slot.IN_IRQ]:
             continue
-        on = ((p + slot.CURRENT, vcpu), (p + slot.IRQS_OFF, 1), (v + slot.ON_CPU, target))
+        on: Changes = ((p + slot.CURRENT, vcpu), (p + slot.IRQS_OFF, 1), (v + slot.ON_CPU, target))
         if target != last:
             on = (*on, (slot.LEFT_MIGRATE, m[slot.LEFT_MIGRATE] - 1))
         found.append(Choice("context_switch", (vcpu,), target, target != last, on))
@@ -170,7 +170,7 @@ def root_interrupts(
 
 
 def preemptible(layout: Layout, m: Touched, vcpu: int) -> bool:
-    """The thread runs in root mode with interrupts and preemption on, and may be preempted still."""
+    """The thread runs in root mode, interrupts and preemption on, and the budget allows it."""
     v = layout.vcpus[vcpu]
     pcpu = m[v + slot.ON_CPU]
     if pcpu < 0 or m[v + slot.PREEMPTING] or not m[slot.LEFT_PREEMPT]:

@@ -2,17 +2,17 @@
 
 Which claim a scenario makes is in its data (`scenario`); where each is evaluated:
 
-    S1   every post is delivered     in a state at rest, nothing is owed             `world.owes`
-    S2   delivery stays possible     from every state one is reachable where nothing is owed `liveness`
-    S3   no interrupt from nowhere   at each delivery                                `model_hardware`
-    S4   the list agrees with NV     where a thread leaves put, load or a block hook `world`
-    S5   SN is clear in the guest    at each VM entry                                `world`
-    L1   every post is delivered at last, if nobody is starved: fair cycles          `liveness`
-    C1   fewest and most notifications, wasted ones and wake-ups over whole runs     `cost`
-    I8   nobody is woken for what it cannot take                                     `model_cpu`
-    I13  whoever finds ON set does not notify                                        `model_hardware`
-    I10  hardware notifies a vCPU only where it is loaded                            `model_hardware`
-    W1   no WARN_ON of the text fires                                                `automaton`
+    S1   every post is delivered     in a state at rest nothing is owed      `world.owes`
+    S2   delivery stays possible     a state that owes nothing stays in reach   `liveness`
+    S3   no interrupt from nowhere   at each delivery                        `model_hardware`
+    S4   the list agrees with NV     where a thread leaves put, load, a hook `world`
+    S5   SN is clear in the guest    at each VM entry                        `world`
+    L1   every post is delivered at last, if nobody is starved               `liveness`
+    C1   fewest and most notifications over whole runs                       `cost`
+    I8   nobody is woken for what it cannot take                             `model_cpu`
+    I10  hardware notifies a vCPU only where it is loaded                    `model_hardware`
+    I13  whoever finds ON set does not notify                                `model_hardware`
+    W1   no WARN_ON of the text fires                                        `automaton`
 """
 
 from enum import Enum
@@ -37,7 +37,11 @@ class Claim(Enum):
     @property
     def title(self) -> str:
         """As in "S1 every post is delivered"."""
-        return f"{self.value} {self.name.lower().replace('_', ' ')}"
+        words = (w if w in _NAMES else w.lower() for w in self.name.split("_"))
+        return f"{self.value} {' '.join(words)}"
+
+
+_NAMES: Final = ("NV", "SN")  # fields of the descriptor, spelt as they are
 
 
 SAFETY: Final = frozenset(

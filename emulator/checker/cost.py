@@ -7,8 +7,8 @@ notifications that arrived in root mode (wasted), and wake-ups that found a slee
 from dataclasses import dataclass, replace
 
 from emulator.checker import memory as slot
-from emulator.checker.choices import RETIRED
 from emulator.checker.claims import Claim
+from emulator.checker.memory import RETIRED
 from emulator.checker.scenario import Scenario
 from emulator.checker.search import explore
 from emulator.checker.world import World

@@ -4,8 +4,8 @@ A file is JSON lines.  The header has the scenario, the hash of the protocol tex
 initial memory.  Then a line for each step: actor, pCPU, step (a method of `Cpu`, or what the
 surroundings did: see `moves.Move`), arguments, result, source line, the looks that went with it.
 Last the final memory.  Everything nondeterministic is in the lines: a guest's choice is the result
-of `non_root_event` (with its vector or MSR among the looks that follow), a scheduler's the result of
-`context_switch`, an arrival an "interrupt" line.
+of `non_root_event` (with its vector or MSR among the looks that follow), a scheduler's the result
+of `context_switch`, an arrival an "interrupt" line.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from emulator.checker import describe
+from emulator.checker import memory as slot
 from emulator.checker.claims import Claim
 from emulator.checker.moves import Move
 from emulator.checker.scenario import Bounds, MemoryModel, Scenario
@@ -24,6 +25,14 @@ from emulator.checker.world import World
 from emulator.kvm.params import Bug, EntryOrder, Notify, PidScheme, ReentryOrder
 
 FORMAT: Final = "pirlab-counterexample/1"
+SHARED_BY_VCPU: Final = (
+    *(slot.PIR, slot.VIRR, slot.ON, slot.SN, slot.NV, slot.NDST),
+    *(slot.MODE, slot.CPU, slot.REQUESTS, slot.STATE, slot.TIMER_PENDING),
+)
+SHARED_BY_PCPU: Final = (slot.PENDING, slot.LIST, slot.LOCK, slot.FIRST, slot.SECOND)
+HOSTS_MAX: Final = 8
+SWITCHES: Final = [f.name for f in fields(Scenario) if f.type is bool]
+ALWAYS_KEPT: Final = frozenset({"interrupt", "preempt", "context_switch", "drain", "assign"})
 
 
 class CounterexampleError(Exception):
@@ -127,11 +136,16 @@ def _conflicts(world: World, states: tuple[int, ...], moves: list[Move]) -> set[
     """The steps that another actor's step depends on, or that depend on another actor's.
 
     Two steps depend on each other directly if they touch the same slot, one of them changes it, and
-    no step in between does.
+    no step in between does.  What a CPU keeps for itself (whose turn it is, its flags) is not
+    counted; what comes from outside the text (an arrival, a preemption) is always kept, and so is
+    the last change of what the verdict is about.
     """
-    touched = [world.touched_by(s, m) for s, m in zip(states, moves, strict=False)]
-    unpacked = [list(world.layout.unpack(state)) for state in states]
-    found: set[int] = set()
+    layout = world.layout
+    shared = {v + field for v in layout.vcpus for field in SHARED_BY_VCPU}
+    shared |= {p + field for p in layout.pcpus for field in SHARED_BY_PCPU}
+    touched = [world.touched_by(s, m) & shared for s, m in zip(states, moves, strict=False)]
+    unpacked = [list(layout.unpack(state)) for state in states]
+    found = {i for i, move in enumerate(moves) if move.op in ALWAYS_KEPT}
     for where in frozenset().union(*touched):
         since: list[int] = []  # who has touched it since it last changed, the changer included
         for i, move in enumerate(moves):
@@ -143,6 +157,8 @@ def _conflicts(world: World, states: tuple[int, ...], moves: list[Move]) -> set[
             pairs = others if changes else [j for j in others if j == changer]
             found.update(pairs, [i] if pairs else [])
             since = [i] if changes else [*since, i]
+        if since and _changed(unpacked, since[0], where):
+            found.add(since[0])
     return found
 
 
@@ -170,6 +186,14 @@ def scenario_to_json(scenario: Scenario) -> dict[str, Any]:
 
 def scenario_from_json(given: dict[str, Any]) -> Scenario:
     """The inverse.  Raises KeyError, TypeError or ValueError on what is no scenario."""
+    hosts, pins, bounds = given["hosts"], given["pins"], given["bounds"]
+    switches = [name for name, value in given.items() if isinstance(value, bool)]
+    if not isinstance(bounds, dict) or switches != SWITCHES:
+        raise ValueError("the scenario's fields have other types")
+    if not (0 < hosts <= HOSTS_MAX and pins and all(0 <= pin < hosts for pin in pins)):
+        raise ValueError(f"vCPUs on pCPUs {pins} of {hosts}")
+    if not all(0 <= bound < slot.RETIRED for bound in bounds.values()):
+        raise ValueError(f"a bound is not in 0..{slot.RETIRED - 1}")
     return Scenario(
         **{
             **given,
@@ -203,7 +227,9 @@ def load_counterexample(path: Path | str) -> Counterexample:
         raise CounterexampleError(f"{path}: its first line does not say format {FORMAT!r}")
     header, *steps = parsed
     if not steps or not isinstance(steps[-1], dict) or "final" not in steps[-1]:
-        raise CounterexampleError(f"{path}: it breaks off, the line with the final state is missing")
+        raise CounterexampleError(
+            f"{path}: it breaks off, the line with the final state is missing"
+        )
     final = steps.pop()["final"]
     try:
         found = Counterexample(
@@ -222,5 +248,3 @@ def load_counterexample(path: Path | str) -> Counterexample:
         said, held = header.get("steps"), len(found.steps)
         raise CounterexampleError(f"{path}: the header says {said} steps, the file holds {held}")
     return found
-
-

@@ -53,7 +53,9 @@ def memory(world: World, state: int) -> dict[str, Any]:
                 "running": m[p + slot.RUNNING],
                 "irqs_off": m[p + slot.IRQS_OFF],
                 "non_root": int(m[p + slot.NONROOT] > 0),
-                "pending": [n for bit, n in slot.PENDING_VECTOR.items() if m[p + slot.PENDING] & bit],
+                "pending": [
+                    n for bit, n in slot.PENDING_VECTOR.items() if m[p + slot.PENDING] & bit
+                ],
                 "wakeup_list": [v for v in range(8) if m[p + slot.LIST] >> v & 1],
             }
             for p in world.layout.pcpus[: world.layout.hosts]

@@ -215,13 +215,12 @@ def _uses_of_cpu(function: ast.FunctionDef) -> list[Finding]:
         for n in ast.walk(function)
         if isinstance(n, ast.Name) and n.id == "cpu" and id(n) not in proper
     ]
-    for n in ast.walk(function):
-        if (
-            isinstance(n, ast.Attribute)
-            and isinstance(n.value, ast.Name)
-            and n.value.id == "cpu"
-            and n.attr != "kvm"
-            and id(n) not in attributes
-        ):
-            found.append((_line(n), "cpu", f"cpu.{n.attr} is taken without being called"))
-    return found
+    return found + [
+        (_line(n), "cpu", f"cpu.{n.attr} is taken without being called")
+        for n in ast.walk(function)
+        if isinstance(n, ast.Attribute)
+        and isinstance(n.value, ast.Name)
+        and n.value.id == "cpu"
+        and n.attr != "kvm"
+        and id(n) not in attributes
+    ]

@@ -1,13 +1,13 @@
 """What must happen in the end: delivery stays possible (S2), and nobody is starved of it (L1).
 
-Both need the graph itself, which the search does not keep: the edges are looked up once more and kept
-in flat arrays.  For small bounds.
+Both need the graph itself, which the search does not keep: the edges are looked up once more and
+kept in flat arrays.  For small bounds.
 
-L1 is `<>[](nothing is owed)` under weak fairness: an actor that is obliged to move from some point on
-without interruption does move.  Posts are bounded, so on a cycle nobody posts and what is owed stays
-owed: the claim is broken by a fair cycle, or a state at rest, in which something is owed.  A scenario
-that claims it has the hardware's priority (`Scenario.priority`); without, a guest can starve itself
-by always doing something else before the notification that is under way.
+L1 is `<>[](nothing is owed)` under weak fairness: an actor that is obliged to move from some point
+on without interruption does move.  Posts are bounded, so on a cycle nobody posts and what is owed
+stays owed: the claim is broken by a fair cycle, or a state at rest, in which something is owed.  A
+scenario that claims it has the hardware's priority (`Scenario.priority`); without, a guest can
+starve itself by always doing something else before the notification that is under way.
 """
 
 from array import array

@@ -38,7 +38,8 @@ PCPU_SLOTS: Final = 13
 (LEFT_PREEMPT, LEFT_MIGRATE, LEFT_PLUG, ASSIGNED, RAISED, WASTED, WOKEN) = range(7)
 MACHINE_SLOTS: Final = 7
 
-LEFT_BITS: Final = 3  # no bound is above 6; 7 says that the sender has retired
+LEFT_BITS: Final = 3
+RETIRED: Final = (1 << LEFT_BITS) - 1  # in a LEFT slot: will not post again, though it could have
 BUFFERED: Final = (MODE, CPU, STATE)  # what a plain store can write
 
 PENDING_BIT: Final = {
@@ -78,6 +79,8 @@ class Layout:
     """
 
     def __init__(self, scenario: Scenario) -> None:
+        bounds = scenario.bounds
+        assert all(getattr(bounds, name) < RETIRED for name in bounds.__slots__), "bound too wide"
         count, hosts = len(scenario.pins), scenario.hosts
         self.hosts = hosts
         self.vcpus = tuple(MACHINE_SLOTS + VCPU_SLOTS * v for v in range(count))

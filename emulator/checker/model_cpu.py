@@ -6,8 +6,8 @@ See `model_hardware`, which has the rest and says how it works.
 from typing import NoReturn
 
 from emulator.checker import memory as slot
-from emulator.checker.model_hardware import ModelHardware
 from emulator.checker.claims import Claim, Sometimes
+from emulator.checker.model_hardware import ModelHardware
 from emulator.hardware.cpu import Control
 from emulator.hardware.vectors import FIRST_DEVICE_VECTOR, MSR_TSC_DEADLINE, Mode
 from emulator.kvm.params import MpState, Request, TaskState
@@ -52,7 +52,7 @@ class ModelCpu(ModelHardware):
     # -- the virtual APIC, from the host ---------------------------------------------------------
 
     def find_highest_virr(self, vcpu: int) -> int:
-        return self._vector[self.m[self._v[vcpu] + slot.VIRR].bit_length()]
+        return int(self._vector[self.m[self._v[vcpu] + slot.VIRR].bit_length()])
 
     def set_rvi(self, vector: int) -> None:
         self.m[self._v[self.current_vmcs()] + slot.RVI] = self._vector.index(vector)
@@ -141,6 +141,9 @@ class ModelCpu(ModelHardware):
     def host_work_pending(self) -> bool:
         return False
 
+    def need_resched(self) -> bool:
+        return False  # preemption comes between two steps, of its own accord: choices.preemptible
+
     def signal_pending(self) -> bool:
         return False
 
@@ -193,7 +196,7 @@ class ModelCpu(ModelHardware):
         return True
 
     def context_switch(self, vcpu: int) -> NoReturn:
-        raise AssertionError("a choice: see world")
+        raise AssertionError("see choices.switches")
 
     def switched_in(self, vcpu: int, pcpu: int) -> None:
         """context_switch() returns on `pcpu`."""
@@ -209,7 +212,9 @@ class ModelCpu(ModelHardware):
     def wakeup_list_add(self, pcpu: int, vcpu: int) -> None:
         where = self._p[pcpu] + slot.LIST
         if self.m[where] & 1 << vcpu:
-            self.broken(Claim.LIST_AGREES_WITH_NV, f"vCPU {vcpu} added twice to the list of pCPU {pcpu}")
+            self.broken(
+                Claim.LIST_AGREES_WITH_NV, f"vCPU {vcpu} added twice to the list of pCPU {pcpu}"
+            )
         self.m[where] |= 1 << vcpu
 
     def wakeup_list_del(self, pcpu: int, vcpu: int) -> None:

@@ -1,9 +1,10 @@
 """`ModelCpu`, the third implementation of `Cpu`: each method does one step to a simulated memory.
 
-This is the processor's half, `model_cpu` the host kernel's.  The methods carry the names of `Cpu` and nothing else decides what a step does.  `world` sets `m`
-(the memory, thawed), `c` (the pCPU the actor is on) and `me` (its vCPU thread, -1 in a handler or
-a sender), asks `blocked()`, and calls the method.  The two steps with more than one outcome
-(`non_root_event`, `context_switch`) are in `world`.
+This is the processor's half, `model_cpu` the host kernel's.  The methods carry the names of `Cpu`
+and nothing else decides what a step does.  `world` sets `m` (the memory, unpacked), `c` (the pCPU
+the actor is on) and `me` (its vCPU thread, -1 in a handler or a sender); `programs` asks
+`blocked()` and calls the method.  The two steps with more than one outcome, `non_root_event` and
+`context_switch`, are in `choices`.
 
 Under TSO a plain store goes to the pCPU's buffer and becomes visible in a step of its own
 (`drain`); a locked step waits until the buffer is empty.
@@ -119,10 +120,10 @@ class ModelHardware:
         if before.sn and not urgent:
             return before
         self.m[self._v[vcpu] + slot.ON] = 1
-        if before.nv == POSTED_INTR_VECTOR and not before.on:
-            if self.m[self._p[before.ndst] + slot.RUNNING] != vcpu:
-                text = f"pCPU {before.ndst} is sent a notification for vCPU {vcpu}, which has left"
-                self.broken(Claim.NOTIFIED_WHERE_LOADED, text)
+        notifies = before.nv == POSTED_INTR_VECTOR and not before.on
+        if notifies and self.m[self._p[before.ndst] + slot.RUNNING] != vcpu:
+            text = f"pCPU {before.ndst} is sent a notification for vCPU {vcpu}, which has left"
+            self.broken(Claim.NOTIFIED_WHERE_LOADED, text)
         return before
 
     def pi_clear_on(self, vcpu: int) -> None:
@@ -135,13 +136,11 @@ class ModelHardware:
             self._owe_less(v, merged)
         m[v + slot.VIRR] |= pir
         m[v + slot.PIR] = 0
-        return self._vector[pir.bit_length()]
+        return int(self._vector[pir.bit_length()])
 
     def _control(self, vcpu: int) -> Control:
         m, v = self.m, self._v[vcpu]
-        return Control(
-            bool(m[v + slot.ON]), bool(m[v + slot.SN]), m[v + slot.NV], m[v + slot.NDST]
-        )
+        return Control(bool(m[v + slot.ON]), bool(m[v + slot.SN]), m[v + slot.NV], m[v + slot.NDST])
 
     # -- the local APIC and the virtual APIC ----------------------------------------------------
 
@@ -172,18 +171,20 @@ class ModelHardware:
         bit = 1 << (m[v + slot.RVI] - 1)
         vector = self._vector[m[v + slot.RVI]]
         if not m[v + slot.OWED] & bit * bit * 3:
-            self.broken(Claim.NO_INTERRUPT_FROM_NOWHERE, f"vector {vector:#x} delivered without a post")
+            self.broken(
+                Claim.NO_INTERRUPT_FROM_NOWHERE, f"vector {vector:#x} delivered without a post"
+            )
         self._owe_less(v, bit)
         m[v + slot.VIRR] &= ~bit
         m[v + slot.RVI] = m[v + slot.VIRR].bit_length()
-        return vector
+        return int(vector)
 
     def send_ipi(self, pcpu: int, vector: int, vcpu: int) -> None:
         p = self._p[pcpu]
         self.m[p + slot.PENDING] |= PENDING_BIT[vector]
-        if self.call >= 0 and vector == POSTED_INTR_VECTOR:
-            if self.m[self.call + slot.CALL_REMOTE] == 2:
-                self.broken(Claim.GATE, f"a sender that found ON set notifies vCPU {vcpu} again")
+        notifies = self.call >= 0 and vector == POSTED_INTR_VECTOR
+        if notifies and self.m[self.call + slot.CALL_REMOTE] == 2:
+            self.broken(Claim.GATE, f"a sender that found ON set notifies vCPU {vcpu} again")
         if self._counting:
             self.m[slot.RAISED] += 1
 
@@ -201,7 +202,7 @@ class ModelHardware:
         self.m[self._p[self.c] + slot.NONROOT] = 1
 
     def non_root_event(self, vcpu: int) -> NoReturn:
-        raise AssertionError("a choice: see world")
+        raise AssertionError("see choices.guest_events")
 
     def trace(self, event: Event, vcpu: int, vector: int = 0, arg: int = 0) -> None:
         if event is Event.ELIDE_SAME_VCPU:

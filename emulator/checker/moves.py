@@ -13,17 +13,17 @@ class Part(NamedTuple):
 
     With a program: "thread" (a vCPU's, with its guest), "preempt" (the scheduler's hook in it),
     "irq" (a pCPU's interrupt handler), "remote", "device", "plug".  Without: "pcpu" (vectors that
-    arrive, a store buffer that drains), "sched".  `index` is a vCPU's, or for "irq" and "pcpu" a
+    arrive, a store buffer that drains), "sched".  `number` is a vCPU's, or for "irq" and "pcpu" a
     pCPU's.
     """
 
     kind: str
-    index: int
+    number: int
 
     @property
     def actor(self) -> str:
         """As counterexamples name it."""
-        return f"{'vcpu' if self.kind in ('thread', 'preempt') else self.kind}{self.index}"
+        return f"{'vcpu' if self.kind in ('thread', 'preempt') else self.kind}{self.number}"
 
 
 class Look(NamedTuple):

@@ -89,7 +89,7 @@ class Programs:
                 self.cpu.deliver(choice.args[0])
             case "context_switch":
                 if choice.advances:
-                    self.cpu.switched_in(*choice.args, choice.result)
+                    self.cpu.switched_in(choice.args[0], choice.result)
             case "non_root_event":
                 if choice.result == NOTIFICATION:
                     self.cpu.took_notification(choice.args[0])

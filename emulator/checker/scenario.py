@@ -63,6 +63,7 @@ class Scenario:
     ipi_virtualization: bool = False  # the hardware sender takes two locks, not VT-d's one
     guest_masks: bool = False  # the guest may HLT with RFLAGS.IF = 0
     priority: bool = False  # nothing is in flight: what is pending precedes the next instruction
+    early_ends: bool = True  # senders may retire before their bound, a guest compute for ever
     one_vector: bool = False  # all senders post the same vector
     claims: frozenset[Claim] = SAFETY
     expected: frozenset[Notify] = frozenset()  # the rules under which a claim is known to break

@@ -1,12 +1,13 @@
 """Breadth-first search: every state that can be reached, and the shortest way to a broken claim.
 
-The loop adds integers that `world` has worked out and does nothing else.  Each state keeps the state
-it was first reached from, so that the way there can be told afterwards.
+The loop adds integers that `world` has worked out and does nothing else.  Each state keeps the
+one it was first reached from, so that the way there can be told afterwards.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 from emulator.checker import describe
@@ -132,7 +133,7 @@ def _loss(found: Exploration, state: int) -> Broken:
 def moves_along(world: World, states: tuple[int, ...]) -> list[Move]:
     """The moves that lead from each state to the next."""
     found = []
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in pairwise(states):
         matching = [move for move in world.moves(before) if move.delta == after - before]
         assert matching, "no move leads from one of these states to the next"
         found.append(matching[0])

@@ -46,7 +46,7 @@ TwinFunction = Callable[..., Generator[Step, Any, Any]]
 
 
 class _Twin(ast.NodeTransformer):
-    def visit_Call(self, node: ast.Call) -> ast.expr:  # noqa: N802 - the visitor's naming
+    def visit_Call(self, node: ast.Call) -> ast.expr:
         if is_step(node):
             assert isinstance(node.func, ast.Attribute)
             step = ast.Tuple([ast.Constant(node.func.attr), *node.args], ast.Load())

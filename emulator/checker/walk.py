@@ -14,12 +14,14 @@ from emulator.checker.claims import Claim
 from emulator.checker.counterexample import (
     Counterexample,
     CounterexampleError,
+    counterexample_of,
     load_counterexample,
     plain,
 )
 from emulator.checker.lint import KINDS
 from emulator.checker.moves import Look, Move
 from emulator.checker.scenario import Scenario
+from emulator.checker.search import Broken
 from emulator.checker.twin import source_hash
 from emulator.checker.world import World
 from emulator.hardware.cpu import Kind
@@ -43,15 +45,16 @@ class Divergence:
 
 
 def _call(args: Any) -> str:
-    return f"({', '.join(str(a) for a in args)})"
+    return f"({', '.join(str(a) for a in args) if isinstance(args, list | tuple) else args})"
 
 
 @dataclass(slots=True)
 class Walk:
     """A way through the model of `scenario`, one entry at a time.
 
-    The entries of a live trace may hold what the model fuses (a LOOK, or a load that nobody else can
-    change): such an entry is compared with what the actor's last move saw.  LOOKs may be left out.
+    The entries of a live trace may hold what the model fuses (a LOOK, or a load of what nobody else
+    can change): such an entry is compared with what the actor's last move saw.  LOOKs may be left
+    out.
     """
 
     scenario: Scenario
@@ -130,14 +133,28 @@ def replay_file(path: Path | str) -> Replay:
         if last is None:
             divergence = Divergence(at, entry, tuple(walk._possible(step.actor)))  # noqa: SLF001
             raise CounterexampleError(f"{path}: {divergence}")
+    return Replay(found, *_verdict(path, found, walk, last))
+
+
+def _verdict(
+    path: Path | str, found: Counterexample, walk: Walk, last: Move | None
+) -> tuple[Claim, str]:
+    """What is wrong at the end of the way, if the file is right in all that it says."""
     state = walk.states[-1]
-    if describe.memory(walk.world, state) != found.final:
-        raise CounterexampleError(f"{path}: the last state is not the one that the file ends with")
+    claim, text = found.claim, found.text
     if last is not None and last.fault is not None:
-        return Replay(found, *last.fault)
-    if found.claim is Claim.EVERY_POST_IS_DELIVERED:
+        claim, text = last.fault
+    elif claim is Claim.EVERY_POST_IS_DELIVERED:
         at_rest = all(move.voluntary for move in walk.world.moves(state))
         if not (at_rest and walk.world.owes(state)):
             raise CounterexampleError(f"{path}: the last state is not at rest with a post owed")
-        return Replay(found, found.claim, describe.loss(walk.world, state))
-    return Replay(found, found.claim, found.text)
+        text = describe.loss(walk.world, state)
+    broken = Broken(claim, text, tuple(walk.states))
+    again = counterexample_of(walk.world, broken, found.seed)
+    for told, done in zip(found.steps, again.steps, strict=True):
+        if told != done:
+            raise CounterexampleError(f"{path}: step {told.step} is told otherwise than it went")
+    for name in ("initial", "final", "claim", "text"):
+        if getattr(found, name) != getattr(again, name):
+            raise CounterexampleError(f"{path}: {name} is not what the steps lead to")
+    return claim, text

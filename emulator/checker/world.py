@@ -15,7 +15,6 @@ from typing import Any, Final
 from emulator.checker import memory as slot
 from emulator.checker.automaton import DONE, MAX_NODES, Node
 from emulator.checker.choices import (
-    RETIRED,
     Choice,
     Interrupt,
     left,
@@ -23,7 +22,7 @@ from emulator.checker.choices import (
     root_interrupts,
 )
 from emulator.checker.claims import Claim, Sometimes
-from emulator.checker.memory import BUFFERED, Layout, Touched, initial_memory
+from emulator.checker.memory import BUFFERED, RETIRED, Layout, Touched, initial_memory
 from emulator.checker.moves import Entry, Move, Part
 from emulator.checker.programs import Programs
 from emulator.checker.scenario import Scenario
@@ -82,7 +81,7 @@ class World:
         memory = initial_memory(self.scenario, self.layout)
         nodes = 0
         for part, place in self.place.items():
-            vcpu = self.cpu.me = part.index
+            vcpu = self.cpu.me = part.number
             if part.kind == "thread":
                 self.cpu.m, self.cpu.c = memory, self.scenario.pins[vcpu]
                 nodes |= self.programs.start("vcpu_run", vcpu)[0] << place
@@ -177,24 +176,24 @@ class World:
 
     def _moves(self, part: Part, state: int) -> Iterator[Move]:
         """What `part` can do in `state`."""
-        kind, index = part
+        kind, number = part
         node = state >> self.place[part] & NODE_LIMIT if part in self.place else DONE
         m = self._thaw(state)
         match kind:
             case "thread" | "preempt" if node != DONE:
-                if kind == "thread" and m[self._v(index) + slot.PREEMPTING]:
+                if kind == "thread" and m[self._v(number) + slot.PREEMPTING]:
                     return
-                pcpu = m[self._v(index) + slot.ON_CPU]
+                pcpu = m[self._v(number) + slot.ON_CPU]
                 if pcpu < 0 or not m[self.layout.pcpus[pcpu] + slot.IN_IRQ]:
-                    yield from self._step(part, state, node, pcpu, index)
+                    yield from self._step(part, state, node, pcpu, number)
             case "irq" if node != DONE:
-                yield from self._step(part, state, node, index, -1)
-            case "irq" if m[self.layout.pcpus[index] + slot.IN_IRQ]:
-                m[self.layout.pcpus[index] + slot.IN_IRQ] = 0
+                yield from self._step(part, state, node, number, -1)
+            case "irq" if m[self.layout.pcpus[number] + slot.IN_IRQ]:
+                m[self.layout.pcpus[number] + slot.IN_IRQ] = 0
                 delta = self._delta(state)
-                yield Move(delta, False, part.actor, index, "iret", (), part=part)
+                yield Move(delta, False, part.actor, number, "iret", (), part=part)
             case "remote" | "device" | "plug" if node != DONE:
-                yield from self._step(part, state, node, self.layout.hosts + index, -1)
+                yield from self._step(part, state, node, self.layout.hosts + number, -1)
             case "remote" | "device":
                 yield from self._send(part, state)
             case "plug":
@@ -202,19 +201,13 @@ class World:
             case "pcpu":
                 yield from self._drain(part, state)
                 m = self._thaw(state)
-                for interrupt in root_interrupts(self.scenario, self.layout, m, index):
+                for interrupt in root_interrupts(self.scenario, self.layout, m, number):
                     yield self._interrupt(part, state, interrupt)
-                m = self._thaw(state)
-                for vcpu, v in enumerate(self.layout.vcpus):
-                    if self.scenario.pins[vcpu] == index and left(m, v + slot.LEFT_IRQ):
-                        move = Move(0, True, f"irq{index}", index, "retire", (), part=part)
-                        yield self._retire(state, v + slot.LEFT_IRQ, move)
-            case "sched" if preemptible(self.layout, m, index):
+                yield from self._irq_retires(part, state)
+            case "sched" if preemptible(self.layout, m, number):
                 yield self._preempt(part, state)
 
-    def _step(
-        self, part: Part, state: int, node: int, pcpu: int, thread: int
-    ) -> Iterator[Move]:
+    def _step(self, part: Part, state: int, node: int, pcpu: int, thread: int) -> Iterator[Move]:
         """The step at `node`, with the looks that precede it and those that follow it."""
         programs = self.programs
         self._thaw(state, pcpu, thread)
@@ -237,7 +230,7 @@ class World:
 
     def _finished(self, part: Part) -> None:
         if part.kind == "preempt":
-            self.cpu.m[self._v(part.index) + slot.PREEMPTING] = 0
+            self.cpu.m[self._v(part.number) + slot.PREEMPTING] = 0
         self.cpu.seen.add(Sometimes(f"the {part.kind} program finished"))
 
     def _started(self, part: Part, state: int, move: Move) -> Move:
@@ -251,15 +244,15 @@ class World:
 
     def _send(self, part: Part, state: int) -> Iterator[Move]:
         """A sender whose last call is over returns; then it posts once more, or never again."""
-        scenario, pcpu = self.scenario, self.layout.hosts + part.index
-        v = self._v(part.index)
+        scenario, pcpu = self.scenario, self.layout.hosts + part.number
+        v = self._v(part.number)
         call: tuple[Any, ...]
         if part.kind == "remote":
             budget, calling = v + slot.LEFT_REMOTE, v + slot.CALL_REMOTE
-            call = ("vmx_deliver_posted_interrupt", part.index, scenario.remote_vector)
+            call = ("vmx_deliver_posted_interrupt", part.number, scenario.remote_vector)
         else:
             budget, calling = v + slot.LEFT_DEVICE, v + slot.CALL_DEVICE
-            call = ("vtd_post", part.index, scenario.device_vector, scenario.urgent)
+            call = ("vtd_post", part.number, scenario.device_vector, scenario.urgent)
         move = Move(0, True, part.actor, pcpu, "call", call, part=part)
         m = self._thaw(state, pcpu)
         if m[calling]:
@@ -268,7 +261,16 @@ class World:
         elif (count := left(m, budget)) and (part.kind == "remote" or m[slot.ASSIGNED]):
             m[calling], m[budget] = 1, count - 1
             yield self._started(part, state, move)
-            yield self._retire(state, budget, move._replace(op="retire", args=()))
+            if scenario.early_ends:
+                yield self._retire(state, budget, move._replace(op="retire", args=()))
+
+    def _irq_retires(self, part: Part, state: int) -> Iterator[Move]:
+        m = self._thaw(state)
+        for vcpu, v in enumerate(self.layout.vcpus):
+            here = self.scenario.early_ends and self.scenario.pins[vcpu] == part.number
+            if here and left(m, v + slot.LEFT_IRQ):
+                move = Move(0, True, f"irq{part.number}", part.number, "retire", (), part=part)
+                yield self._retire(state, v + slot.LEFT_IRQ, move)
 
     def _retire(self, state: int, budget: int, move: Move) -> Move:
         self._thaw(state)[budget] = RETIRED
@@ -276,22 +278,24 @@ class World:
 
     def _plug(self, part: Part, state: int) -> Iterator[Move]:
         """The VM is given the device, or loses it."""
-        pcpu = self.layout.hosts + part.index
+        pcpu = self.layout.hosts + part.number
         m = self._thaw(state, pcpu)
         if not m[slot.LEFT_PLUG]:
             return
         m[slot.LEFT_PLUG] -= 1
         if not m[slot.ASSIGNED]:
             m[slot.ASSIGNED] = 1
-            call = ("vmx_pi_start_assignment", part.index)
-            yield self._started(part, state, Move(0, True, part.actor, pcpu, "assign", call, part=part))
+            call = ("vmx_pi_start_assignment", part.number)
+            yield self._started(
+                part, state, Move(0, True, part.actor, pcpu, "assign", call, part=part)
+            )
         elif not any(m[v + slot.CALL_DEVICE] or m[v + slot.OWED] for v in self.layout.vcpus):
-            # Only a quiet device is taken away: see the limits in `check`.
+            # Only a quiet device is taken away: see the limits in `verdict`.
             m[slot.ASSIGNED] = 0
             yield Move(self._delta(state), True, part.actor, pcpu, "unassign", (), part=part)
 
     def _drain(self, part: Part, state: int) -> Iterator[Move]:
-        pcpu = part.index
+        pcpu = part.number
         m = self._thaw(state, pcpu)
         if self.cpu.tso and m[self.layout.pcpus[pcpu] + slot.FIRST]:
             where, value = self.cpu.drain(pcpu)
@@ -301,7 +305,7 @@ class World:
 
     def _interrupt(self, part: Part, state: int, interrupt: Interrupt) -> Move:
         """A pCPU in root mode takes a vector and is about to run its handler."""
-        pcpu = part.index
+        pcpu = part.number
         m = self._thaw(state, pcpu)
         p = self.layout.pcpus[pcpu]
         for where, value in interrupt.changes:
@@ -316,7 +320,7 @@ class World:
 
     def _preempt(self, part: Part, state: int) -> Move:
         """The scheduler takes the pCPU from a thread."""
-        vcpu = part.index
+        vcpu = part.number
         pcpu = self._thaw(state)[self._v(vcpu) + slot.ON_CPU]
         m = self._thaw(state, pcpu, vcpu)
         m[slot.LEFT_PREEMPT] -= 1
@@ -330,7 +334,7 @@ class World:
         """S5 at a VM entry; S4 where a thread leaves the text that keeps the descriptor right."""
         if part.kind not in ("thread", "preempt"):
             return None
-        m, vcpu, v = self.cpu.m, part.index, self._v(part.index)
+        m, vcpu, v = self.cpu.m, part.number, self._v(part.number)
         if choice.op == "vm_entry" and m[v + slot.SN]:
             return (Claim.SN_IS_CLEAR_IN_THE_GUEST, f"vCPU {vcpu} enters the guest with SN = 1")
         nodes = self.programs.automaton.nodes

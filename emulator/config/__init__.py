@@ -7,6 +7,7 @@
     shape.py     the kinds of value: checking, writing back
     resolve.py   what relates two values: pins, `when`
     loads.py     `from`, `to`, `via`, `on`
+    hypervisor.py  presets, and what loads and axes ask of each other
     expect.py    `check:` expressions
     quantity.py  `200us`, `2k/s`
     errors.py    `ConfigError`, positions, carets

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from emulator.config.errors import ConfigError, Mark, Mistakes, Path, allowed, got
+from emulator.config.hypervisor import fill_preset
 from emulator.config.model import Cell, Experiment
 from emulator.config.resolve import meets, resolve
 from emulator.config.schema import AXIS_ROOTS, EXPERIMENT
@@ -163,6 +164,7 @@ def _cells(
         found = Mistakes()
         report = Report(tree, found)
         document = check(EXPERIMENT, tree, (), found)
+        fill_preset(document, report)
         if not _excluded(document, root, axes, report):
             cell = resolve(document, chosen, report)
             if cell is not None:

@@ -1,10 +1,10 @@
-"""Loads: what `from`, `to`, `via` and `on` mean among this cell's vCPUs and devices.
+"""Loads: what `from`, `to`, `via`, `on` and the keys of devices mean among a cell's vCPUs.
 
 A load of the config becomes one `Load` for each of its sources.  What a source does with its
 vector is decided by where it comes from and where it goes:
 
     from      to       via, the default first
-    device    vCPUs    host-irq
+    device    vCPUs    host-irq, vt-d
     vCPU      self     tsc-deadline, icr, self-ipi
     vCPU      vCPUs    icr
 
@@ -76,7 +76,10 @@ def resolve_loads(
                     vector=load["vector"],
                     rate_per_s=load["rate"],
                     via=Via(load["via"]),
-                    on_pcpu=None if load["on"] is None else _pcpu(load["on"]),
+                    on_pcpus=tuple(_pcpu(on) for on in load["on"] or ()),
+                    urgent=bool(load["urgent"]),
+                    switch_ns=load["switch"],
+                    assigned_at_ns=load["assigned_at"] or 0,
                     arrival=Arrival(load["arrival"]),
                     count=load["count"],
                 )
@@ -109,6 +112,7 @@ def _pairs(load: dict[str, Any], i: int, around: _Around) -> list[tuple[Source, 
     if to_self and origin.startswith(DEVICE + "/"):
         around.report.add(("load", i, "to"), "a device has no self; name a vCPU, such as db/0")
     _fill_via(load, i, to_self, around)
+    _check_device_keys(load, i, around)
     _fill_on(load, i, targets, around)
     if len(around.report.mistakes.found) > before or BROKEN in load.values() or around.broken():
         return []
@@ -155,7 +159,7 @@ def _fill_via(load: dict[str, Any], i: int, to_self: bool, around: _Around) -> N
     """The table of the module's docstring."""
     fitting: tuple[Via, ...]
     if load["from"].startswith(DEVICE + "/"):
-        fitting = (Via.HOST_IRQ,)
+        fitting = (Via.HOST_IRQ, Via.VT_D)
     elif to_self:
         fitting = (Via.TSC_DEADLINE, Via.ICR, Via.SELF_IPI)
     else:
@@ -175,12 +179,26 @@ def _fill_on(load: dict[str, Any], i: int, targets: list[int], around: _Around) 
     on, cluster = load["on"], around.document["cluster"]
     if on is BROKEN or load["via"] is BROKEN:
         return
-    if load["via"] != Via.HOST_IRQ.value:
+    if load["via"] != Via.HOST_IRQ.value and load["switch"] is None:
         if on is not None:
-            around.report.add(path, f"is for via: host-irq, got via: {load['via']}")
+            problem = f"is for via: host-irq, or with switch, got via: {load['via']}"
+            around.report.add(path, problem)
     elif on is None:
-        load["on"] = f"pcpu/{around.vcpus[targets[0]].pcpu}" if targets else None
+        load["on"] = [f"pcpu/{around.vcpus[targets[0]].pcpu}"] if targets else None
     elif cluster is not BROKEN and cluster["pcpus"] is not BROKEN:
         pcpus = [f"pcpu/{n}" for n in range(cluster["pcpus"])]
-        if _pcpu(on) >= len(pcpus):
-            around.report.add(path, f"no such pCPU, got {on!r}; {allowed(pcpus)}")
+        for wrong in [each for each in on if _pcpu(each) >= len(pcpus)]:
+            around.report.add(path, f"no such pCPU, got {wrong!r}; {allowed(pcpus)}")
+
+
+def _check_device_keys(load: dict[str, Any], i: int, around: _Around) -> None:
+    """`urgent` and `switch` are of a posted entry, `assigned_at` is of any device."""
+    via = load["via"]
+    if via is BROKEN:
+        return
+    for key in ("urgent", "switch"):
+        if load[key] is not None and via != Via.VT_D.value:
+            around.report.add(("load", i, key), f"is for via: vt-d, got via: {via}")
+    if load["assigned_at"] is not None and not load["from"].startswith(DEVICE + "/"):
+        problem = f"is for a device, got from: {load['from']}"
+        around.report.add(("load", i, "assigned_at"), problem)

@@ -49,6 +49,7 @@ class Via(Enum):
     ICR = "icr"  # a guest's ICR write: an IPI to another vCPU, or to itself
     SELF_IPI = "self-ipi"  # x2APIC self-IPI register, MSR 0x83f
     HOST_IRQ = "host-irq"  # a device interrupts a pCPU, and the host's handler posts
+    VT_D = "vt-d"  # a device's interrupt meets a remapping entry in posted format
 
 
 class Arrival(Enum):
@@ -92,7 +93,10 @@ class Load:
     vector: int  # 0x10..0xff
     rate_per_s: float  # of this source alone; > 0
     via: Via
-    on_pcpu: int | None  # HOST_IRQ: the pCPU that the device interrupts, else None
+    on_pcpus: tuple[int, ...]  # the pCPUs that a device in remapped mode interrupts, in turn
+    urgent: bool  # VT_D: the remapping entry's URG bit
+    switch_ns: int | None  # VT_D: how long the entry keeps each format, None = posted for ever
+    assigned_at_ns: int  # of a device: when the VM gets it, from the load's start; 0 = before
     arrival: Arrival
     count: int | None  # stop after so many due times (warm-up included), None = no limit
 

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any, Final
 
 from emulator.config.errors import Path, instead, spell
+from emulator.config.hypervisor import check_timer, fill_hardware
 from emulator.config.loads import resolve_loads
 from emulator.config.model import (
     MAX_VCPUS_PER_PCPU,
@@ -36,6 +37,8 @@ def resolve(document: dict[str, Any], chosen: dict[str, Any], report: Report) ->
     """
     vcpus = _vcpus(document, report)
     devices, loads = resolve_loads(document, vcpus, report)
+    fill_hardware(document, loads, report)
+    check_timer(document, vcpus, report)
     expect = _expect(document, report)
     if report.mistakes.found:
         return None

@@ -32,6 +32,7 @@ from emulator.config.shape import (
     Integer,
     Items,
     Number,
+    OneOrMore,
     Opaque,
     Rate,
     Record,
@@ -41,6 +42,7 @@ from emulator.config.shape import (
 )
 from emulator.hardware.vectors import FIRST_LEGAL_VECTOR
 from emulator.kvm.params import Kvm
+from emulator.kvm.presets import PRESETS
 
 FORMAT: Final = 1
 AXIS_ROOTS: Final = ("cluster", "vms", "load", "kvm", "run")  # what a matrix may vary
@@ -66,7 +68,8 @@ def kvm_key(field_name: str) -> str:
 def _kvm_record() -> Record:
     """The axes of `Kvm`, by the type of each field."""
     hints = typing.get_type_hints(Kvm)
-    fields = {}
+    doc = "a kernel's axes, set together; keys that stand beside it win"
+    fields = {"preset": Field(Choice(tuple(PRESETS)), None, doc)}
     for field in dataclasses.fields(Kvm):
         shape, default = _axis(field.name, hints[field.name], field.default)
         fields[kvm_key(field.name)] = Field(shape, default, _doc(hints[field.name]))
@@ -137,9 +140,19 @@ _LOAD: Final = Record(
             "vCPUs, host-irq from a device",
         ),
         "on": Field(
-            Text("a pCPU such as pcpu/0", r"pcpu/[0-9]{1,3}"),
+            OneOrMore(Text("a pCPU such as pcpu/0", r"pcpu/[0-9]{1,3}")),
             None,
-            "host-irq: the pCPU that the device interrupts; by default the target's",
+            "host-irq: the pCPU that the device interrupts, or several in turn; by default the "
+            "target's",
+        ),
+        "urgent": Field(Flag(), None, "vt-d: the entry's URG bit, which overrides SN"),
+        "switch": Field(
+            Duration(positive=True),
+            None,
+            "vt-d: how long the entry stays in posted format, then so long remapped, and so on",
+        ),
+        "assigned_at": Field(
+            Duration(), None, "of a device: when it is given to the VM, from the load's start"
         ),
         "arrival": Field(words(Arrival), Arrival.EVEN.value, "the gaps between due times"),
         "count": Field(Integer(low=1), None, "stop after so many"),
@@ -249,6 +262,8 @@ def _json(shape: Shape) -> dict[str, Any]:
             return {"type": "array", "items": _json(item) | required}
         case Either(word, table):
             return {"anyOf": [_json(word), _json(table)]}
+        case OneOrMore(item):
+            return {"anyOf": [_json(item), {"type": "array", "minItems": 1, "items": _json(item)}]}
         case Table(key, value):
             names = r"^[0-9]+$" if isinstance(key, Integer) else f"^{key.pattern}$"
             return {

@@ -100,6 +100,13 @@ class Items:
 
 
 @dataclass(frozen=True, slots=True)
+class OneOrMore:
+    """A value, or a list of several.  The plain value is a list."""
+
+    item: Text
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """A mapping whose keys are the user's."""
 
@@ -143,6 +150,7 @@ Shape = (
     | Check
     | Opaque
     | Items
+    | OneOrMore
     | Table
     | Record
     | Either
@@ -165,6 +173,8 @@ def check(shape: Shape, node: Node, path: Path, mistakes: Mistakes) -> Any:
                 return wrong(node, path, mistakes, problem)
             inner = shape.table if isinstance(node.value, dict) else shape.word
             return check(inner, node, path, mistakes)
+        case OneOrMore(item):
+            return _check_one_or_more(item, node, path, mistakes)
         case Opaque():
             return node.plain()
         case Check():
@@ -296,6 +306,14 @@ def _check_items(shape: Items, node: Node, path: Path, mistakes: Mistakes) -> An
     ]
 
 
+def _check_one_or_more(item: Text, node: Node, path: Path, mistakes: Mistakes) -> Any:
+    if node.value == []:
+        return wrong(node, path, mistakes, f"must be {item.what}, or a list of such")
+    nodes = node.value if isinstance(node.value, list) else [node]
+    values = [check(item, child, path, mistakes) for child in nodes]
+    return BROKEN if BROKEN in values else values
+
+
 def element_name(node: Node, index: int) -> str | int:
     """How a path names a list's element: by its `name` if it has one."""
     name = node.value.get("name") if isinstance(node.value, dict) else None
@@ -327,6 +345,8 @@ def render(shape: Shape, value: Any) -> Any:
             return {key: render(shape.value, item) for key, item in value.items()}
         case Items():
             return [render(shape.item, item) for item in value]
+        case OneOrMore():
+            return value[0] if len(value) == 1 else value
         case Either():
             return render(shape.table if isinstance(value, dict) else shape.word, value)
         case Duration():

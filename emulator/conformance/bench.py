@@ -22,6 +22,7 @@ from emulator.hardware import entry_checks, instructions, pi_desc
 from emulator.hardware.apicv import VIRR, VISR, VPPR, VTPR
 from emulator.hardware.bare import BareCpu
 from emulator.hardware.cpu import NOTIFICATION, Control
+from emulator.hardware.destinations import decode_icr, targets
 from emulator.hardware.lapic import LocalApic
 from emulator.hardware.posted import process_posted_interrupts
 from emulator.hardware.vectors import ExitReason
@@ -143,7 +144,7 @@ class Bench:
 
     def __init__(self, state: dict[str, Any]) -> None:
         """From `merged` sections."""
-        lapic = LocalApic()
+        lapic = LocalApic(send=self._own_message)
         lapic.irr = vector_set(state["lapic"].get("irr", []))
         lapic.isr = vector_set(state["lapic"].get("isr", []))
         lapic.tpr = number(state["lapic"].get("tpr", 0))
@@ -162,6 +163,12 @@ class Bench:
         self.physical_eois = 0
         self.vm_entry_failed: list[str] = []
         self._skip = False
+
+    def _own_message(self, value: int) -> None:
+        """A guest's ICR write has reached the physical APIC, which is the only one there is."""
+        icr = decode_icr(value, self.lapic.mode)
+        if targets([self.lapic], 0, icr):
+            self.lapic.accept(icr.vector)
 
     # -- the guest's IDT and its handlers -------------------------------------------------------
 

@@ -108,8 +108,8 @@ def run_interrupt_window(case: Case) -> None:
 
 def injection(words: Any) -> int:
     """VM-entry interruption information from words: "#DB (hardware exception, vector 1)"."""
-    text = str(words).lower()
-    found = re.search(r"vector (0x[0-9a-f]+|\d+)", text)
+    text = str(words).lower().replace("_", " ")
+    found = re.search(r"vector\W+(0x[0-9a-f]+|\d+)", text)
     if found is None:
         raise NotUnderstoodError(f"inject: {words!r} names no vector")
     for kind, info in (

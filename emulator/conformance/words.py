@@ -71,6 +71,7 @@ _OPERATORS: Final[Mapping[type, Callable[[int, int], int]]] = {
     ast.Mult: operator.mul,
     ast.LShift: operator.lshift,
     ast.RShift: operator.rshift,
+    ast.Pow: operator.pow,
     ast.BitOr: operator.or_,
     ast.BitAnd: operator.and_,
     ast.BitXor: operator.xor,
@@ -97,10 +98,14 @@ def _evaluate(node: ast.expr, text: str, names: Mapping[str, int]) -> int:
             return constant
         case ast.Name(id=name) if name in names:
             return names[name]
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_evaluate(operand, text, names)
+        case ast.UnaryOp(op=ast.Invert(), operand=operand):
+            return ~_evaluate(operand, text, names)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             a, b = _evaluate(left, text, names), _evaluate(right, text, names)
-            if isinstance(op, ast.LShift | ast.RShift) and not 0 <= b <= SHIFT_MAX:
-                raise NotUnderstoodError(f"{text!r} shifts by {b}")
+            if isinstance(op, ast.LShift | ast.RShift | ast.Pow) and not 0 <= b <= SHIFT_MAX:
+                raise NotUnderstoodError(f"{text!r}: {b} is too many bits")
             return _OPERATORS[type(op)](a, b)
         case _:
             raise NotUnderstoodError(f"{text!r} is not a number")

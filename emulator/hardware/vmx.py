@@ -113,18 +113,15 @@ class LogicalProcessor:
         instruction.  The only outcome besides None is exit 43 (VID = 0).
         """
         assert self.in_root, "VM entry from non-root operation"
-        self.vmcs = vmcs
-        self.guest = vmcs.guest
-        vapic = self.vapic = vmcs.vapic
-        if vmcs.controls is not self._controls or self.lapic.mode is not self._mode:
-            self._load_controls(vmcs.controls)
+        if (
+            vmcs.controls is not self._controls
+            or vmcs is not self.vmcs
+            or self.lapic.mode is not self._mode
+        ):
+            self._load(vmcs)
         self.in_root = False
-        controls = self.controls
-        vapic.virtual_interrupt_delivery = controls.virtual_interrupt_delivery
-        vapic.interrupt_window_exiting = controls.interrupt_window_exiting
-        vapic.tpr_threshold = vmcs.tpr_threshold
-        vapic.recognised = False
-        if controls.virtual_interrupt_delivery:
+        vapic = self.vapic
+        if vapic.virtual_interrupt_delivery:
             vapic.rvi = vmcs.rvi
             vapic.svi = vmcs.svi
             vapic.eoi_exit_bitmap = vmcs.eoi_exit_bitmap
@@ -132,10 +129,12 @@ class LogicalProcessor:
             vapic.evaluate()
         if vmcs.entry_interruption_info & INFO_VALID:
             self._inject(vmcs)
+        if vapic.virtual_interrupt_delivery:
+            return None
+        vapic.tpr_threshold = vmcs.tpr_threshold
         if (
-            controls.use_tpr_shadow
-            and controls.virtualize_apic_accesses
-            and not controls.virtual_interrupt_delivery
+            self.controls.use_tpr_shadow
+            and self.controls.virtualize_apic_accesses
             and vapic.page.read32(VTPR) >> 4 & 15 < vmcs.tpr_threshold & 15
         ):
             return self.vm_exit(TPR_BELOW_THRESHOLD)  # SDM 26.7.7
@@ -224,14 +223,20 @@ class LogicalProcessor:
         info = INFO_VALID | INFO_EXTERNAL_INTERRUPT | vector
         return self.vm_exit(EXTERNAL_INTERRUPT, interruption_info=info)
 
-    # -- helpers ---------------------------------------------------------------------------------
+    # -- inside VM entry -----------------------------------------------------------------------
 
-    def _load_controls(self, controls: Controls) -> None:
-        self._controls = controls
+    def _load(self, vmcs: Vmcs) -> None:
+        """What stays from entry to entry of one VMCS, until software writes its controls."""
+        self.vmcs = vmcs
+        self.guest = vmcs.guest
+        vapic = self.vapic = vmcs.vapic
+        self._controls = vmcs.controls
         self._mode = self.lapic.mode
-        self.controls = controls.in_force()
+        controls = self.controls = vmcs.controls.in_force()
         x2apic = self.lapic.mode is ApicMode.X2APIC
-        self.msr_writes = msr_write_table(self.controls, x2apic=x2apic)
+        self.msr_writes = msr_write_table(controls, x2apic=x2apic)
+        vapic.virtual_interrupt_delivery = controls.virtual_interrupt_delivery
+        vapic.interrupt_window_exiting = controls.interrupt_window_exiting
 
     def _inject(self, vmcs: Vmcs) -> None:
         """Event injection, SDM 26.6: before any pending event, through the guest's IDT.

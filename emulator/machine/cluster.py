@@ -32,6 +32,7 @@ import msgpack
 
 from emulator.config.model import Cell, to_plain
 from emulator.hardware.vectors import POSTED_INTR_VECTOR, ExitReason
+from emulator.machine.controls import vcpus_with_pi_sender
 from emulator.machine.errors import RunBroken
 from emulator.machine.fabric import (
     CMD_CONNECT,
@@ -138,8 +139,11 @@ class Cluster:
         )
         self._memory = Memory.create(self.runtime / "memory", shape)
         self._words = all_words(self._memory)
+        assigned = [load for load in cell.loads if not load.assigned_at_ns]
+        hardware_posts_to = vcpus_with_pi_sender(cell, assigned)
         for vcpu in cell.vcpus:
             words = self._words[vcpu.index]
+            words.has_pi_sender.store(vcpu.index in hardware_posts_to)
             # vCPU reset (vmx_vcpu_reset): NV = POSTED_INTR_VECTOR, SN = 1 until the first load.
             words.desc.set_control(POSTED_INTR_VECTOR << 16 | vcpu.pcpu << 32 | SN_BIT)
             words.cpu.store(vcpu.pcpu)

@@ -27,6 +27,8 @@ SYNC: Final = int(Event.SYNC)
 class Descriptors(Processor):
     """PI descriptors, the local APIC, and the virtual APIC of the current VMCS."""
 
+    __slots__ = ()
+
     def _step(self) -> None:
         """The end of a step with interrupts on: does one arrive here?"""
         if (

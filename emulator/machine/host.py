@@ -27,10 +27,11 @@ def traffic(cell: Cell) -> dict[int, set[int]]:
     pairs: dict[int, set[int]] = {pcpu: set() for pcpu in range(cell.pcpus)}
     where = {v.index: v.pcpu for v in cell.vcpus}
     for load in cell.loads:
-        source = load.on_pcpu if load.vcpu is None else where[load.vcpu]
-        if source is None or load.via is Via.SELF_IPI:
+        if load.via is Via.SELF_IPI:
             continue
-        pairs[source] |= {where[target] for target in load.targets}
+        sources = load.on_pcpus if load.vcpu is None else (where[load.vcpu],)
+        for source in sources:
+            pairs[source] |= {where[target] for target in load.targets}
     for vcpu in cell.vcpus:
         if vcpu.guest in RINGING_GUESTS:
             peers = [v for v in cell.vcpus if v.vm == vcpu.vm]

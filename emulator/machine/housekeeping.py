@@ -44,9 +44,10 @@ class RemoteTimers:
             else:
                 word.cas(deadline, 0)
 
-    def earliest(self) -> int:
-        """The next deadline, ns; 0 if none is armed."""
-        return min((at for word in self._words if (at := word.load()) > RUNNING), default=0)
+    def wait_s(self, now: int) -> float:
+        """How long the housekeeping pCPU may sleep, seconds; 0 if a timer is due."""
+        first = min((at for word in self._words if (at := word.load()) > RUNNING), default=0)
+        return min(max((first - now) * 1e-9, 0.0), LOOK_S) if first else LOOK_S
 
     def take(self, now: int) -> int:
         """A vCPU whose deadline has passed, its handler to be run now; -1 if there is none.

@@ -16,10 +16,11 @@ import msgpack
 from emulator.config.model import Cell
 from emulator.events import NO_VCPU, Event
 from emulator.guest.program import Guest
+from emulator.hardware.senders import PidPointerTable, ipi_virtualization
 from emulator.hardware.vectors import RESCHEDULE_VECTOR, Mode
 from emulator.hardware.vmcs import Activity
 from emulator.kvm.irq import do_irq
-from emulator.kvm.params import Kvm, MpState, Request, TaskState
+from emulator.kvm.params import MpState, Request, TaskState
 from emulator.kvm.sched import preempt_schedule
 from emulator.machine.fabric import Fabric
 from emulator.machine.housekeeping import timer_vectors
@@ -41,6 +42,10 @@ SLEEPING: Final = int(TaskState.SLEEPING)
 class LiveCpu(Timers):
     """One pCPU, as protocol text sees it (`kvm/cpu.py`)."""
 
+    __slots__ = (
+        "_irq_target", "_pid_table", "at_safe_point", "make_guest", "preempt_count", "scheduler",
+    )  # fmt: skip
+
     def __init__(
         self,
         memory: Memory,
@@ -53,13 +58,23 @@ class LiveCpu(Timers):
         thread: Callable[["LiveCpu", int], None],
     ) -> None:
         super().__init__(memory, fabric, cell, pcpu, recorder, arrived)
-        self.kvm: Kvm = cell.kvm
+        self.kvm = cell.kvm
         self.preempt_count = 0
         self.at_safe_point = True
         self.make_guest = partial(make_guest, self)
         self.scheduler = Scheduler(self, thread)
-        self._poll_window: dict[int, int] = {}
+        self._poll_window = {}
+        self._halt_start = 0
         self._timer_vectors = timer_vectors(cell)
+        self._pid_table = PidPointerTable.of_vcpus(len(cell.vcpus))
+
+    def send_virtual_ipi(self) -> None:
+        assert self.guest is not None
+        self.guest.pc += 1
+        self.cause = self.guest.cause
+        vector, target = self.lp.ipi
+        sent = ipi_virtualization(self, vector, target, self._pid_table)
+        assert sent, "a guest sends a legal vector to a vCPU of the table"
 
     # -- struct kvm_vcpu ---------------------------------------------------------------------------
 

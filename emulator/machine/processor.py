@@ -10,7 +10,6 @@ hardware cannot.
 import os
 from array import array
 from collections.abc import Callable
-from dataclasses import replace
 from time import monotonic_ns
 from typing import Any, Final
 
@@ -22,19 +21,18 @@ from emulator.hardware.instructions import IPI
 from emulator.hardware.lapic import LocalApic
 from emulator.hardware.vectors import (
     LOCAL_TIMER_VECTOR,
-    MSR_TSC_DEADLINE,
-    MSR_X2APIC_ICR,
     POSTED_INTR_NESTED_VECTOR,
     POSTED_INTR_VECTOR,
     POSTED_INTR_WAKEUP_VECTOR,
     RESCHEDULE_VECTOR,
     ExitReason,
 )
-from emulator.hardware.vmcs import Controls, Vmcs
+from emulator.hardware.vmcs import Vmcs
 from emulator.hardware.vmx import LogicalProcessor, Outcome
-from emulator.kvm.params import Kvm, TaskState
+from emulator.kvm.params import TaskState
+from emulator.machine.controls import intercepted_msrs, kvm_controls
 from emulator.machine.fabric import CMD_STOP, Fabric, Message
-from emulator.machine.housekeeping import LOOK_S, RemoteTimers
+from emulator.machine.housekeeping import RemoteTimers
 from emulator.machine.memory import (
     P_ARRIVED,
     P_BUSY,
@@ -47,19 +45,6 @@ from emulator.machine.memory import (
 from emulator.machine.recorder import PENDING_MAX, Recorder
 from emulator.machine.stats import Stat
 from emulator.machine.words import all_words
-
-KVM_CONTROLS: Final = Controls(
-    external_interrupt_exiting=True,
-    process_posted_interrupts=True,
-    hlt_exiting=True,
-    use_tpr_shadow=True,
-    activate_secondary_controls=True,
-    virtualize_x2apic_mode=True,
-    apic_register_virtualization=True,
-    virtual_interrupt_delivery=True,
-    acknowledge_interrupt_on_exit=True,
-)
-"""What KVM sets for a guest with x2APIC and APICv (vmx.c, setup_vmcs_config)."""
 
 IRQ_STATS: Final = {
     POSTED_INTR_VECTOR: Stat.IRQ_PIN,
@@ -84,25 +69,22 @@ IDLE_MAX_S: Final = 0.5  # an idle pCPU looks up this often whatever happens
 FLIGHT_LOOKS: Final = 2000  # then go on without it: 2 ms or more, its sender has lost its core
 PREEMPTION_TIMER: Final = int(ExitReason.PREEMPTION_TIMER)
 
-
-def kvm_controls(kvm: Kvm) -> Controls:
-    """KVM_CONTROLS as the axes have them: kvm_hlt_in_guest(), enable_ipiv."""
-    return replace(
-        KVM_CONTROLS, hlt_exiting=not kvm.exitless_timer, ipi_virtualization=kvm.enable_ipiv
-    )
-
-
-def intercepted_msrs(kvm: Kvm) -> frozenset[int]:
-    """vmx_update_msr_bitmap_x2apic(): the ICR is the guest's own with IPI virtualization."""
-    return frozenset({MSR_TSC_DEADLINE} if kvm.enable_ipiv else {MSR_TSC_DEADLINE, MSR_X2APIC_ICR})
-
-
 Meta = tuple[int, int, int, int]
 """What came with a pending vector: (vCPU meant, message id, load, due ns)."""
 
 
 class Processor:
     """The hardware half of a pCPU process.  Implements `guest.Platform` and `vmx.Idt`."""
+
+    __slots__ = (
+        "_controls", "_entry_ts", "_exit_reason", "_exit_ts", "_guest_step", "_ids",
+        "_publish_harvests", "_rung", "_store_arrived", "_store_busy", "_straight_back", "alarm",
+        "arrived", "cause", "cell", "current", "fabric", "fastpath_reenter", "guest", "guests",
+        "harvests", "housekeeping", "hv_deadline", "irqs_on", "lapic", "loaded", "lp", "memory",
+        "note", "page", "pcpu", "pending", "published", "recorder", "remote_timers", "resched",
+        "running", "slice_end", "stats", "stopping", "sw_timers", "syncs_off", "syncs_on", "vmcs",
+        "words",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -265,12 +247,11 @@ class Processor:
 
     def set_alarm(self) -> None:
         """When a timer of this pCPU next interrupts the guest."""
-        ends = [*self.sw_timers.values()] if self.sw_timers else []
-        if self.hv_deadline:
-            ends.append(self.hv_deadline)
-        if self.slice_end:
-            ends.append(self.slice_end)
-        self.alarm = min(ends) if ends else 0
+        if not self.sw_timers and not self.slice_end:
+            self.alarm = self.hv_deadline
+            return
+        ends = [*self.sw_timers.values(), self.slice_end, self.hv_deadline]
+        self.alarm = min((end for end in ends if end), default=0)
 
     def handle_irq(self, vector: int) -> None:
         """Run the host's handler; `live` supplies it."""
@@ -306,18 +287,13 @@ class Processor:
             first = min(self.sw_timers.values())
             timeout = min(timeout, max(0.0, (first - monotonic_ns()) * 1e-9))
         if self.housekeeping:
-            timeout = min(timeout, self._until_remote_timer())
+            left = self.remote_timers.wait_s(monotonic_ns())
+            if not left:
+                self.lapic.accept(LOCAL_TIMER_VECTOR)
+            timeout = min(timeout, left)
         if not self.look() and timeout:
             self.fabric.wait(timeout)
         self.window()
-
-    def _until_remote_timer(self) -> float:
-        """Seconds to the next look at the exitless timers; 0, and its interrupt, if one is due."""
-        first = self.remote_timers.earliest()
-        left = (first - monotonic_ns()) * 1e-9 if first else LOOK_S
-        if left <= 0:
-            self.lapic.accept(LOCAL_TIMER_VECTOR)
-        return min(max(left, 0.0), LOOK_S)
 
     # -- non-root operation ------------------------------------------------------------------------
 

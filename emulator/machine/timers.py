@@ -20,8 +20,12 @@ HALT_POLL: Final = int(Event.HALT_POLL)
 class Timers(Descriptors):
     """Preemption timers, hrtimers and polling windows of one pCPU."""
 
+    __slots__ = (
+        "_halt_start", "_poll_window", "_timer_vectors", "kvm",
+    )  # fmt: skip
+
     kvm: Kvm
-    _halt_start = 0
+    _halt_start: int
     _poll_window: dict[int, int]
     _timer_vectors: tuple[int, ...]
 

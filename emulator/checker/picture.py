@@ -1,7 +1,7 @@
 """A counterexample as on the mailing list: a column per CPU, time downwards.
 
-Interrupt handlers are indented in the column of the CPU they interrupt, the events of a store buffer
-(`~`) stand in the column of the CPU that owns it, the last line says what is wrong.
+Interrupt handlers are indented in the column of the CPU they interrupt, the events of a store
+buffer (`~`) stand in the column of the CPU that owns it, the last line says what is wrong.
 """
 
 from typing import Any, Final
@@ -42,8 +42,8 @@ def render(
 ) -> str:
     """The whole picture.
 
-    `lines` puts each step's place in the source before it, `state` the descriptor and the mode after
-    it; `fold` leaves out the steps that commute with what the other actors did.
+    `lines` puts each step's place in the source before it, `state` the descriptor and the mode
+    after it; `fold` leaves out the steps that commute with what the other actors did.
     """
     rows = _rows(found, fold=fold)
     pcpus = sorted({pcpu for pcpu, _, _ in rows})

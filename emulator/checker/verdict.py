@@ -1,8 +1,9 @@
 """`check`: explore a scenario, judge its claims, give a verdict that says what it rests on."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+from textwrap import wrap
 from typing import Any, Final
 
 from emulator.checker.catalogue import SCENARIOS
@@ -12,7 +13,7 @@ from emulator.checker.counterexample import Counterexample, counterexample_of
 from emulator.checker.coverage import must_happen
 from emulator.checker.liveness import delivery_stays_possible, every_post_is_delivered_at_last
 from emulator.checker.scenario import MemoryModel, Scenario
-from emulator.checker.search import Exploration, explore
+from emulator.checker.search import Broken, Exploration, explore
 from emulator.checker.world import World
 from emulator.kvm.params import Bug, Notify
 
@@ -20,15 +21,13 @@ SCHEMA: Final = "pirlab-check/1"
 
 LIMITS: Final = (
     "Left out: nested VMX, APICv inhibition, ISR, EOI and priorities among virtual interrupts, "
-    "halt polling (it only delays blocking), signals, AVIC.",
-    "try_to_wake_up(), the compare-exchange loop on the descriptor's control word and each list "
-    "operation are single steps; the wake-up handler holds its list's lock over several.",
-    "VT-d's change of the descriptor is one step, as its specification promises.  A device is taken "
-    "away only when nothing that it posted is outstanding.",
-    "Under tso a plain store waits in a FIFO of depth 2 per pCPU; locked steps and the barrier wait "
-    "for it to drain, VM entry does not.",
-    "What is shown is shown of the steps in the protocol text, within these bounds; not of CPython, "
-    "ZeroMQ or the atomics, nor of a kernel.",
+    "halt polling (it only delays blocking), signals, AVIC.  try_to_wake_up(), the exchange loop "
+    "on the control word and each list operation are single steps; the wake-up handler holds its "
+    "list's lock over several.  VT-d's change of the descriptor is one step, as its specification "
+    "promises; a device is taken away only when nothing it posted is outstanding.  Under tso a "
+    "plain store waits in a FIFO of depth 2 per pCPU; locked steps and the barrier wait for it to "
+    "drain, VM entry does not.  What is shown is shown of the steps in the protocol text within "
+    "these bounds; not of CPython, ZeroMQ or the atomics, nor of a kernel."
 )
 
 
@@ -44,8 +43,8 @@ class Judgement(Enum):
 class Verdict:
     """The answer, with everything it rests on.
 
-    `losing` counts the states at rest in which a post is owed; `never` what should have happened and
-    did not; `seconds` is the search alone.
+    `losing` counts the states at rest in which a post is owed; `never` what should have happened
+    and did not; `seconds` is the search alone.
     """
 
     scenario: Scenario
@@ -60,7 +59,6 @@ class Verdict:
     never: tuple[Sometimes, ...] = ()
     counterexample: Counterexample | None = None
     cost: Cost | None = None
-    limits: tuple[str, ...] = field(default=LIMITS, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The object that `check --json` prints."""
@@ -84,26 +82,29 @@ class Verdict:
             "never": [sometimes.value for sometimes in self.never],
             "cost": self.cost.to_json() if self.cost else None,
             "counterexample": [step.to_json() for step in found.steps] if found else [],
-            "limits": list(self.limits),
+            "limits": LIMITS,
         }
 
     def to_text(self) -> str:
         """A few lines for people; the counterexample is `render`'s."""
         scenario = self.scenario
         bugs = "".join(f", {bug}" for bug in sorted(b.value for b in scenario.bugs))
-        lines = [
-            f"{scenario.name}: {scenario.question}",
-            f"{self.judgement.value}: {self.text}",
+        explored = (
             f"rule {scenario.rule.value}{bugs}, put/load scheme {scenario.pid_scheme.value}, "
             f"bound {scenario.bounds}, {scenario.memory.value}: {self.states:,} states, "
-            f"{self.transitions:,} transitions, depth {self.depth}, {self.seconds:.2f} s",
+            f"{self.transitions:,} transitions, depth {self.depth}, {self.seconds:.2f} s"
+        )
+        lines = [
+            f"{scenario.name}: {scenario.question}",
+            *wrap(f"{self.judgement.value}: {self.text}", 76),
+            *wrap(explored, 76),
         ]
         lines += (f"never: {sometimes.value}" for sometimes in self.never)
         if self.cost:
             for what in ("raised", "wasted", "woken"):
                 fewest, most = getattr(self.cost, what)
                 lines.append(f"{what}: {fewest} to {most} in every run that makes all its posts")
-        return "\n".join([*lines, *(f"  {limit}" for limit in self.limits)])
+        return "\n".join([*lines, *wrap(f"Limits: {LIMITS}", 76, subsequent_indent="  ")])
 
 
 def find(scenario: Scenario | str) -> Scenario:
@@ -158,10 +159,10 @@ def check(
     )
 
 
-def _in_the_end(found: Exploration) -> Any:
+def _in_the_end(found: Exploration) -> Broken | None:
     """S2 and L1, if the scenario claims them."""
     claims = found.world.scenario.claims
-    broken = None
+    broken: Broken | None = None
     if Claim.DELIVERY_STAYS_POSSIBLE in claims:
         broken = delivery_stays_possible(found)
     if broken is None and Claim.EVERY_POST_IS_DELIVERED_AT_LAST in claims:

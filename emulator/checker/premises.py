@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from emulator.checker.check import Judgement, check
 from emulator.checker.scenario import Bounds, MemoryModel, Scenario
+from emulator.checker.verdict import Judgement, check
 from emulator.kvm.params import Bug, Notify, PidScheme, ReentryOrder
 
 SCHEMA: Final = "pirlab-explain/1"
@@ -119,8 +119,7 @@ class Explanation:
         wide = max(len(row.premise) for row in self.rows) + 2
         heads = [f"{r.value.removeprefix('kvm-'):>9}" for r in self.rules]
         lines = [
-            f"Each premise taken away in turn: length of the shortest counterexample, sc/tso.  "
-            f"Told for {self.rule.value}.",
+            "Each premise taken away in turn: length of the shortest counterexample, sc/tso.",
             "",
             "without: ".ljust(wide) + "".join(heads) + "   needed by",
         ]

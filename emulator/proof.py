@@ -1,0 +1,170 @@
+"""The commands that prove: conformance, check, museum, explain, replay.
+
+As in `cli.py`: parse, call, print, exit.  What they call is heavy only while it runs, so it is
+imported in the command.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from emulator.kvm.params import Bug, Notify
+
+RULES = click.Choice([rule.value for rule in Notify])
+BUGS = click.Choice([bug.value for bug in Bug if bug.value != "none"])
+EXIT_BROKEN = 1
+EXIT_USAGE = 2
+
+
+def refuse(text: str) -> None:
+    click.echo(f"pirlab: {text}", err=True)
+    sys.exit(EXIT_USAGE)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1))
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@as_json
+def conformance(file: Path, as_json: bool) -> None:
+    """Run FILE of golden cases (format apicv-golden-cases/1) against the processor model."""
+    from emulator.conformance import ConformanceError, format_text, run_file
+
+    try:
+        result = run_file(file)
+    except ConformanceError as error:
+        refuse(str(error))
+        return
+    if as_json:
+        print_json(result.as_json())
+    else:
+        click.echo(format_text(result))
+    sys.exit(EXIT_BROKEN if result.failed or result.skipped else 0)
+
+
+@click.command()
+@click.argument("scenario", required=False)
+@click.option("--list", "list_", is_flag=True, help="The scenarios there are, a question each.")
+@click.option("--rule", type=RULES, help="The notification rule, instead of the scenario's.")
+@click.option("--bug", "bugs", type=BUGS, multiple=True, help="Turn a museum switch on.")
+@click.option("--memory", type=click.Choice(["sc", "tso"]), help="The memory model.")
+@click.option("--lines", is_flag=True, help="Each step's place in the source.")
+@click.option("--state", is_flag=True, help="The descriptor and the mode after each step.")
+@click.option("--fold", is_flag=True, help="Leave out steps that commute with their neighbours.")
+@click.option("--save", type=click.Path(path_type=Path), help="Save the counterexample.")
+@as_json
+def check(
+    scenario: str | None, list_: bool, rule: str | None, bugs: tuple[str, ...], memory: str | None,
+    lines: bool, state: bool, fold: bool, save: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Explore every interleaving of SCENARIO; show the shortest way to a broken claim (exit 1)."""
+    from emulator.checker import MemoryModel, TooManyStatesError, list_scenarios, render
+    from emulator.checker import check as explore
+
+    if list_:
+        scenarios = list_scenarios()
+        if as_json:
+            print_json({"schema": "pirlab-scenarios/1", "scenarios": scenarios})
+            return
+        for known in scenarios:
+            click.echo(f"{known['name']:<28} {known['question']}")
+            click.echo(f"{'':<28} {known['bounds']}; {known['memory']}; {known['profile']}")
+        return
+    if scenario is None:
+        refuse("check needs a SCENARIO; `pirlab check --list` names them")
+        return
+    try:
+        verdict = explore(
+            scenario,
+            rule=Notify(rule) if rule else None,
+            bugs=[Bug(bug) for bug in bugs],
+            memory=MemoryModel(memory) if memory else None,
+        )
+        if save and verdict.counterexample:
+            verdict.counterexample.save(save)
+    except (ValueError, TooManyStatesError) as error:
+        refuse(str(error))
+        return
+    except OSError as error:
+        refuse(f"{save}: cannot be written: {error.strerror}")
+        return
+    found = verdict.counterexample
+    if as_json:
+        print_json(verdict.to_json())
+    else:
+        click.echo(verdict.to_text())
+        if found:
+            click.echo("\n" + render(found, lines=lines, state=state, fold=fold))
+    sys.exit(0 if verdict.judgement.value == "holds" else EXIT_BROKEN)
+
+
+@click.command()
+@as_json
+def museum(as_json: bool) -> None:
+    """Every known bug: found with its switch on, absent with it off."""
+    from emulator.checker import museum as visit
+
+    began = time.monotonic()
+    result = visit()
+    bugs = result["bugs"]
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(f"{'id':<22} {'found':<6} {'absent':<7} {'steps':>5} {'states':>9}  what")
+        for bug in bugs:
+            found = "yes" if bug["found_with"] else "NO"
+            absent = "yes" if bug["absent_without"] else "NO"
+            click.echo(
+                f"{bug['id']:<22} {found:<6} {absent:<7} {bug['depth']:>5} {bug['states']:>9,}  "
+                f"{bug['title']} ({bug['commit']})"
+            )
+        click.echo("\nnot to be told in this model:")
+        for one in result["left_out"]:
+            click.echo(f"  {one['id']:<6} {one['title']}: {one['why']}")
+        click.echo(f"\n{len(bugs)} exhibits, {time.monotonic() - began:.1f} s")
+    good = all(bug["found_with"] and bug["absent_without"] for bug in bugs)
+    sys.exit(0 if good else EXIT_BROKEN)
+
+
+@click.command()
+@click.argument("rule", type=RULES, default=Notify.KVM_V5_18.value)
+@as_json
+def explain(rule: str, as_json: bool) -> None:
+    """Why RULE is safe: each premise taken away in turn, and what then happens first."""
+    from emulator.checker import explain as answer
+
+    explanation = answer(Notify(rule))
+    if as_json:
+        print_json(explanation.to_json())
+    else:
+        click.echo(explanation.to_text())
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--lines", is_flag=True, help="Each step's place in the source.")
+@click.option("--state", is_flag=True, help="The descriptor and the mode after each step.")
+def replay(file: Path, lines: bool, state: bool) -> None:
+    """Replay a saved counterexample in the checker: every step's result must be the model's."""
+    from emulator.checker import CounterexampleError, render, replay_file
+
+    try:
+        result = replay_file(file)
+    except CounterexampleError as error:
+        refuse(str(error))
+        return
+    steps = len(result.counterexample.steps)
+    click.echo(render(result.counterexample, lines=lines, state=state))
+    click.echo(f"\nreplayed: {steps} steps, every result the model's, and then {result.text}")
+
+
+COMMANDS = (conformance, check, museum, explain, replay)
