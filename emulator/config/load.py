@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from emulator.config.errors import ConfigError, Mark, Mistakes, Path, allowed, got
-from emulator.config.hypervisor import fill_preset
+from emulator.config.hypervisor import fill_preset, given_keys
 from emulator.config.model import Cell, Experiment
 from emulator.config.resolve import meets, resolve
 from emulator.config.schema import AXIS_ROOTS, EXPERIMENT
@@ -60,7 +60,7 @@ def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = ())
         source=source.text,
         base_source=source.base_text,
         overrides=tuple(overrides),
-        document=_agreed(documents),
+        document=_without_preset(_agreed(documents), root, axes, mistakes),
     )
 
 
@@ -86,6 +86,20 @@ def _agreed(values: list[Any]) -> Any:
         items = [_agreed(list(item)) for item in zip(*values, strict=True)]
         return _OMITTED if _OMITTED in items else items
     return _OMITTED
+
+
+def _without_preset(
+    document: dict[str, Any], root: Node, axes: list[_Axis], mistakes: Mistakes
+) -> dict[str, Any]:
+    """The document without what a preset set, where the matrix varies the preset.
+
+    The cells that are left may agree on a key, and those that `exclude` takes out would get it too.
+    """
+    if all(axis.path != ("kvm", "preset") for axis in axes):
+        return document
+    given = given_keys(Report(root, mistakes))
+    kvm = {key: value for key, value in document["kvm"].items() if key in given}
+    return {**document, "kvm": kvm}
 
 
 # -- the matrix -----------------------------------------------------------------------------------

@@ -16,7 +16,15 @@ from emulator.kvm.params import Kvm
 
 # The three lists below are all there is to extend: the shapes, the checks, their messages and the
 # JSON Schema follow them.
-GUEST_PROGRAMS: Final = ("spin", "hlt-loop", "ping-pong", "ring")
+GUEST_PROGRAMS: Final = (
+    "spin",
+    "hlt-loop",
+    "ping-pong",
+    "ring",
+    "ipi",
+    "ipi-halt",
+    "tscdeadline-immed",
+)
 VIOLATIONS: Final = (
     "lost-wakeup",
     "lost-interrupt",

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from emulator.guest import hlt_loop, ring, spin
+from emulator.guest import hlt_loop, ring, spin, vmexit
 from emulator.guest.program import Program
 
 PROGRAMS: Final[dict[str, Program]] = {
@@ -10,4 +10,7 @@ PROGRAMS: Final[dict[str, Program]] = {
     "hlt-loop": hlt_loop.PROGRAM,
     "ring": ring.PROGRAM,
     "ping-pong": ring.PROGRAM,  # a ring of two
+    "ipi": vmexit.IPI,
+    "ipi-halt": vmexit.IPI_HALT,
+    "tscdeadline-immed": vmexit.TSCDEADLINE_IMMED,
 }

@@ -9,7 +9,10 @@ what an instruction means to interrupts is `hardware/instructions`.
     token LABEL  prepare the token's IPI to the next vCPU of this VM; jump to LABEL if it must rest
     send         WRMSR: the IPI that was prepared
     arm          WRMSR IA32_TSC_DEADLINE: the workload's next deadline, if it is not armed already
+    due LABEL    jump to LABEL until the deadline that `arm` would write has come: then it is past
     first LABEL  jump to LABEL unless this is vCPU 0 of its VM
+    ack          count one up in a word of guest memory
+    ready LABEL  jump to LABEL unless the next vCPU of this VM has counted past what was sent
     jmp LABEL, pause, nop, cli, sti, hlt, eoi, iret, vmcall
 
 Interrupts enter at the label `timer` for the APIC timer's vector, at `irq` for every other.
@@ -34,7 +37,10 @@ class Op(Enum):
     TOKEN = auto()
     SEND = auto()
     ARM = auto()
+    DUE = auto()
     FIRST = auto()
+    ACK = auto()
+    READY = auto()
     JMP = auto()
     PAUSE = auto()
     NOP = auto()
@@ -46,7 +52,7 @@ class Op(Enum):
     VMCALL = auto()
 
 
-JUMPS: Final = frozenset({Op.WORK, Op.TOKEN, Op.FIRST, Op.JMP})
+JUMPS: Final = frozenset({Op.WORK, Op.TOKEN, Op.DUE, Op.FIRST, Op.READY, Op.JMP})
 
 
 class Insn(NamedTuple):
@@ -117,6 +123,12 @@ class Platform(Protocol):
     def on_eoi(self, vector: int) -> None:
         """The guest is about to EOI `vector`."""
 
+    def count_up(self) -> None:
+        """LOCK INC of the current vCPU's word of guest memory."""
+
+    def count(self, vcpu: int) -> int:
+        """A vCPU's word of guest memory."""
+
 
 class Guest:
     """One vCPU's guest: a program, where it stands in it, and its workload.
@@ -125,8 +137,8 @@ class Guest:
     """
 
     __slots__ = (
-        "_armed_load", "_execute", "_icr", "armed", "cause", "frames", "msr", "pc", "platform",
-        "processor", "program", "timer_vector", "workload",
+        "_armed_load", "_execute", "_icr", "_sent", "armed", "cause", "frames", "msr", "pc",
+        "platform", "processor", "program", "timer_vector", "workload",
     )  # fmt: skip
 
     def __init__(
@@ -143,6 +155,7 @@ class Guest:
         self._armed_load = 0
         self.msr = 0
         self._icr = 0
+        self._sent = 0
         self.cause = (0, 0)
         bound: dict[Op, Callable[[int], Outcome]] = {
             op: getattr(self, f"_{op.name.lower()}") for op in Op
@@ -173,12 +186,13 @@ class Guest:
         """Where it stands, as plain data: what moves with the vCPU to another pCPU."""
         return [
             self.pc, list(self.frames), self.armed, self._armed_load, self.msr, self._icr,
-            list(self.cause), self.workload.save(),
+            self._sent, list(self.cause), self.workload.save(),
         ]  # fmt: skip
 
     def restore(self, saved: list[Any]) -> None:
         """The inverse of `save()`, on a guest of the same program and workload."""
-        self.pc, self.frames, self.armed, self._armed_load, self.msr, self._icr, cause, work = saved
+        registers, (self._sent, cause, work) = saved[:6], saved[6:]
+        self.pc, self.frames, self.armed, self._armed_load, self.msr, self._icr = registers
         self.cause = tuple(cause)
         self.workload.restore(work)
 
@@ -204,6 +218,7 @@ class Guest:
         return None
 
     def _send(self, _target: int) -> Outcome:
+        self._sent += 1
         if self.msr == MSR_X2APIC_SELF_IPI:
             self.platform.on_self_ipi(self._icr, *self.cause)
         return self._advance(instructions.wrmsr(self.processor, self.msr, self._icr))
@@ -216,6 +231,27 @@ class Guest:
         self._armed_load = load
         self.cause = (load, deadline)
         return self._advance(instructions.wrmsr(self.processor, MSR_TSC_DEADLINE, deadline))
+
+    def _due(self, target: int) -> Outcome:
+        deadline, _ = self.workload.next_deadline(halts=self.program.halts)
+        self.processor.guest.interruptibility = 0
+        if deadline and deadline <= self.platform.rdtsc():
+            self.pc += 1
+        else:
+            self.pc = target
+        return None
+
+    def _ack(self, _target: int) -> Outcome:
+        self.platform.count_up()
+        return self._advance(instructions.nop(self.processor))
+
+    def _ready(self, target: int) -> Outcome:
+        self.processor.guest.interruptibility = 0
+        if self.platform.count(self.workload.neighbour) > self._sent:
+            self.pc += 1
+        else:
+            self.pc = target
+        return None
 
     def _first(self, target: int) -> Outcome:
         if self.workload.number == 0:

@@ -1,8 +1,7 @@
 """The virtual APIC: the page, RVI and SVI, and the manual's primitive operations on them.
 
 Pure, and one processor's own: what another CPU could see goes through `cpu` (`hardware/cpu.py`).
-VIRR bits change only through `set_bit`, `clear_bit` and `or_bits`, so that a world whose VIRR lies
-in shared memory can put locked instructions there.
+VISR and VIRR change only through the page's methods, so that a world may keep them elsewhere.
 Before: `hardware/posted` has merged PIR into VIRR.  Next: `hardware/vmx` delivers at a boundary.
 SDM vol. 3, 29.1 (state), 29.2 (evaluation and delivery), 29.3 to 29.5 (TPR, EOI, self-IPI).
 """
@@ -19,7 +18,6 @@ VICR_HIGH: Final = 0x310
 
 PAGE_BYTES: Final = 4096
 _REGISTERS = 0x80  # bytes that the eight dwords of VISR or VIRR span
-_VISR_WORD = VISR >> 2  # VISR is the processor's alone: its bits are changed in place
 _from_bytes = int.from_bytes
 
 
@@ -79,6 +77,12 @@ class ApicPage:
             return 0
         position = spread.bit_length() - 1
         return (position >> 7) << 5 | position & 31
+
+    def take(self, vector: int) -> int:
+        """VIRR[vector] := 0 and VISR[vector] := 1; the highest vector left in VIRR, 0 if none."""
+        self.set_bit(VISR, vector)
+        self.clear_bit(VIRR, vector)
+        return self.top(VIRR)
 
     def read32(self, offset: int) -> int:
         """One dword; `offset` in bytes, 4-byte aligned."""
@@ -150,7 +154,7 @@ class VirtualApic:
         """
         page = self.page
         vector = self.svi
-        page.words[_VISR_WORD + (vector >> 5 << 2)] &= ~(1 << (vector & 31))
+        page.clear_bit(VISR, vector)
         self.svi = page.top(VISR)
         self.ppr_virtualization()
         if self.eoi_exit_bitmap >> vector & 1:
@@ -172,12 +176,9 @@ class VirtualApic:
     def deliver(self) -> int:
         """Virtual-interrupt delivery, SDM 29.2.2, up to the guest's IDT.  The vector."""
         page = self.page
-        words = page.words
         vector = self.rvi
-        words[_VISR_WORD + (vector >> 5 << 2)] |= 1 << (vector & 31)
         self.svi = vector
-        words[VPPR >> 2] = vector & 0xF0
-        page.clear_bit(VIRR, vector)
-        self.rvi = page.top(VIRR)
+        page.words[VPPR >> 2] = vector & 0xF0
+        self.rvi = page.take(vector)
         self.recognised = False
         return vector

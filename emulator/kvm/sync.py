@@ -18,8 +18,9 @@ def vmx_sync_pir_to_irr(cpu: Cpu, vcpu: int) -> int:
         # notifies again.  The locked instruction is also the barrier between the two.
         if SYNC_REVERSED in cpu.kvm.bugs:
             cpu.pi_harvest(vcpu)
-        cpu.pi_clear_on(vcpu)
-        if SYNC_REVERSED not in cpu.kvm.bugs:
+            cpu.pi_clear_on(vcpu)
+        else:
+            cpu.pi_clear_on(vcpu)
             cpu.pi_harvest(vcpu)
     max_irr = cpu.find_highest_virr(vcpu)
     cpu.set_rvi(max_irr)

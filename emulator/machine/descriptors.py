@@ -121,26 +121,27 @@ class Descriptors(Processor):
         highest = found.bit_length() - 1
         if found:
             page = words.page
-            merged = page.virr & found
-            page.virr |= found
+            before = page.virr
+            page.virr = before | found
             self.harvests += 1
-            self._note_sync(vcpu, highest, found, merged)
+            flags = 0 if self.lp.in_root else 1
+            now = monotonic_ns()
+            if found == 1 << highest and not before & found:
+                self.note((now, flags, 0, SYNC, highest, self.pcpu, vcpu, 0))
+            else:
+                self._note_syncs(now, flags, vcpu, found, before)
         if self.irqs_on:
             self._step()
         return highest
 
-    def _note_sync(self, vcpu: int, vector: int, found: int, merged: int) -> None:
+    def _note_syncs(self, now: int, flags: int, vcpu: int, found: int, before: int) -> None:
         """One event for each vector harvested, the highest first."""
-        flags = 0 if self.lp.in_root else 1
-        now = monotonic_ns()
-        while True:
-            bit = 1 << vector
-            arg = flags | 2 if merged & bit else flags
-            self.note((now, arg, 0, SYNC, vector, self.pcpu, vcpu, 0))
-            found ^= bit
-            if not found:
-                return
+        while found:
             vector = found.bit_length() - 1
+            bit = 1 << vector
+            found ^= bit
+            arg = flags | 2 if before & bit else flags
+            self.note((now, arg, 0, SYNC, vector, self.pcpu, vcpu, 0))
 
     # -- the local APIC and the virtual APIC -------------------------------------------------------
 
@@ -180,6 +181,14 @@ class Descriptors(Processor):
         self.post_ipi(pcpu, vector, vcpu)
         if self.irqs_on:
             self._step()
+
+    # -- guest.Platform: the guest's memory --------------------------------------------------------
+
+    def count_up(self) -> None:
+        self.words[self.current].guest_word.fetch_add(1)
+
+    def count(self, vcpu: int) -> int:
+        return self.words[vcpu].guest_word.load()
 
 
 def control_of(word: int) -> Control:

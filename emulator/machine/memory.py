@@ -186,6 +186,12 @@ class SharedApicPage(ApicPage):
         length = (self.virr if base == VIRR else self.visr).bit_length()
         return length - 1 if length else 0
 
+    def take(self, vector: int) -> int:
+        bit = 1 << vector
+        self.visr |= bit
+        virr = self.virr = self.virr & ~bit
+        return virr.bit_length() - 1 if virr else 0
+
     def read32(self, offset: int) -> int:
         base = offset & ~0x7F
         if base in (VISR, VIRR) and not offset & 15:

@@ -306,31 +306,28 @@ class Processor:
     def non_root_event(self, vcpu: int) -> int:
         """The guest, an instruction at a time, up to a notification or an exit."""
         lp = self.lp
+        outcome = lp.boundary()
         boundary = lp.boundary
         rung = self._rung
         step = self._guest_step
-        while True:
-            outcome = boundary()
-            if outcome is not None:
-                break
+        while outcome is None:
             if rung() != self.arrived and self.await_flight():
-                continue
-            if self.alarm and monotonic_ns() >= self.alarm:
+                pass
+            elif self.alarm and monotonic_ns() >= self.alarm:
                 if self.hv_deadline == self.alarm:
                     outcome = lp.vm_exit(PREEMPTION_TIMER)
                     break
                 self._fire_timers()
-                continue
-            if lp.guest.activity:
+            elif lp.guest.activity:
                 self._halted_in_guest()
-                continue
-            outcome = step()
-            if outcome is not None:
+            else:
+                outcome = step()
                 if outcome == IPI:
                     self.send_virtual_ipi()
-                    continue
-                assert outcome > 0, "a guest program raised #GP"
-                break
+                elif outcome is not None:
+                    assert outcome > 0, "a guest program raised #GP"
+                    break
+            outcome = boundary()
         if outcome == NOTIFICATION:
             self._accepted_in_guest()
             return NOTIFICATION

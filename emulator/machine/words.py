@@ -10,6 +10,7 @@ from emulator.machine.memory import (
     V_CLAIM,
     V_CPU,
     V_FINISHED,
+    V_GUEST_WORD,
     V_HARVESTS,
     V_HAS_PI_SENDER,
     V_HOME,
@@ -36,8 +37,8 @@ class VcpuWords:
     """struct kvm_vcpu, as far as other CPUs read it, its PI descriptor and its APIC page."""
 
     __slots__ = (
-        "claim", "cpu", "desc", "finished", "harvests", "has_pi_sender", "home", "hv_deadline",
-        "index", "mode", "mode_load", "mode_store", "mp_state", "page", "pre_pcpu", "preempted",
+        "claim", "cpu", "desc", "finished", "guest_word", "harvests", "has_pi_sender", "home",
+        "hv_deadline", "index", "mode", "mode_load", "mode_store", "mp_state", "page", "pre_pcpu", "preempted",
         "requests", "sched_ins", "task_cpu", "task_state", "timer_load", "timer_pending",
         "tscdeadline", "waiter",
     )  # fmt: skip
@@ -68,6 +69,7 @@ class VcpuWords:
         self.pre_pcpu = u32(V_PRE_PCPU)
         self.tscdeadline = memory.u64(memory.vcpu(vcpu, V_TSCDEADLINE))
         self.harvests = memory.u64(memory.vcpu(vcpu, V_HARVESTS))
+        self.guest_word = memory.u64(memory.vcpu(vcpu, V_GUEST_WORD))
         self.hv_deadline = memory.u64(memory.vcpu(vcpu, V_HV_DEADLINE))
         self.sched_ins = memory.u64(memory.vcpu(vcpu, V_SCHED_INS))
 

@@ -89,15 +89,15 @@ def test_a_wrong_placement_is_told(desk, override, problem):
     assert f"-s {override}: {problem}" in desk.error(machine(""), override)
 
 
-def test_a_second_vcpu_on_a_pcpu_is_refused_while_that_is_so(desk):
+def test_a_second_vcpu_on_a_pcpu_is_refused_where_there_is_a_limit(desk, monkeypatch):
+    monkeypatch.setattr(resolve, "MAX_VCPUS_PER_PCPU", 1)
     message = desk.error(machine(""), "vms.db.pin={1: 0}")
     assert (
         "vms.db.pin.1: db/1 would share pCPU 0 with web/0; allowed: 1 vCPU on each pCPU" in message
     )
 
 
-def test_vcpus_share_pcpus_once_the_limit_is_lifted(desk, monkeypatch):
-    monkeypatch.setattr(resolve, "MAX_VCPUS_PER_PCPU", None)
+def test_vcpus_share_pcpus(desk):
     (cell,) = desk.load(machine("", pcpus=2)).cells
     assert [vcpu.pcpu for vcpu in cell.vcpus] == [0, 1, 0, 1]
 
@@ -146,11 +146,33 @@ def test_a_device_interrupts_the_pcpu_of_its_first_target_unless_told(desk):
     )
     (cell,) = desk.load(machine(more)).cells
     assert cell.devices == ("nic1", "nic0")
-    assert [(load.device, load.on_pcpu, load.targets) for load in cell.loads] == [
-        (0, 2, (2, 3)),
-        (1, 0, (2, 3)),
-        (0, 2, (2, 3)),
+    assert [(load.device, load.on_pcpus, load.targets) for load in cell.loads] == [
+        (0, (2,), (2, 3)),
+        (1, (0,), (2, 3)),
+        (0, (2,), (2, 3)),
     ]
+
+
+def test_a_device_interrupts_several_pcpus_in_turn(desk):
+    rest = "to: db/0, vector: 0x41, rate: 500/s"
+    more = f"load: [{{name: a, from: device/d, {rest}, on: [pcpu/3, pcpu/1]}}]"
+    (cell,) = desk.load(machine(more)).cells
+    assert cell.loads[0].on_pcpus == (3, 1)
+
+
+def test_a_posted_entry_interrupts_no_pcpu_unless_it_switches(desk):
+    rest = "from: device/d, via: vt-d, to: db/1, vector: 0x41, rate: 500/s"
+    more = (
+        "load:\n"
+        f"  - {{name: a, {rest}}}\n"
+        f"  - {{name: b, {rest}, switch: 200ms, urgent: true, assigned_at: 1s}}\n"
+    )
+    (cell,) = desk.load(machine(more)).cells
+    always, switching = cell.loads
+    assert (always.via, always.on_pcpus, always.urgent) == (Via.VT_D, (), False)
+    assert (always.switch_ns, always.assigned_at_ns) == (None, 0)
+    assert (switching.on_pcpus, switching.urgent) == ((3,), True)
+    assert (switching.switch_ns, switching.assigned_at_ns) == (200_000_000, 1_000_000_000)
 
 
 def test_an_expanded_load_keeps_its_name_place_and_properties(desk):
@@ -204,7 +226,23 @@ def test_two_loads_may_share_target_and_vector(desk):
         ("from: db/1, to: db/0, via: tsc-deadline", "got 'tsc-deadline'; allowed: icr"),
         ("from: db/1, to: db/0, via: self-ipi", "got 'self-ipi'; allowed: icr"),
         ("from: db/1, to: self, via: host-irq", "allowed: tsc-deadline, icr, self-ipi"),
-        ("from: db/1, to: db/0, on: pcpu/0", "load.t.on: is for via: host-irq, got via: icr"),
+        (
+            "from: db/1, to: db/0, on: pcpu/0",
+            "load.t.on: is for via: host-irq, or with switch, got via: icr",
+        ),
+        (
+            "from: device/d, to: db/0, via: vt-d, on: pcpu/0",
+            "load.t.on: is for via: host-irq, or with switch, got via: vt-d",
+        ),
+        (
+            "from: device/d, to: db/0, on: [pcpu/0, pcpu/4]",
+            "load.t.on: no such pCPU, got 'pcpu/4'; allowed: pc",
+        ),
+        ("from: device/d, to: db/0, on: []", "load.t.on: must be a pCPU such as pcpu/0, or a list"),
+        ("from: device/d, to: db/0, urgent: true", "urgent: is for via: vt-d, got via: host-irq"),
+        ("from: device/d, to: db/0, switch: 1s", "switch: is for via: vt-d, got via: host-irq"),
+        ("from: db/0, to: self, assigned_at: 1s", "is for a device, got from: db/0"),
+        ("from: db/0, to: db/1, via: vt-d", "via: does not go from db/0 to db/1, got 'vt-d'"),
         (
             "from: device/d, to: db/0, on: pcpu/4",
             "load.t.on: no such pCPU, got 'pcpu/4'; allowed: pc",

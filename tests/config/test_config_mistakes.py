@@ -135,7 +135,7 @@ def test_what_must_be_there_is_missed(desk, text, missing):
         ("question: 5", "6:11: question: must be a text, got 5"),
         ("load: {a: b}", "6:7: load: must be a list, got a mapping"),
         ("load: [a]", "6:8: load.0: must be a mapping, got 'a'; allowed: name, from"),
-        ("kvm: fast", "6:6: kvm: must be a mapping, got 'fast'; allowed: rule"),
+        ("kvm: fast", "6:6: kvm: must be a mapping, got 'fast'; allowed: preset, rule"),
         ("kvm: {bugs: [nope]}", "6:14: kvm.bugs.0: unknown value, got 'nope'; "),
         ("kvm: {halt_poll: 200}", "6:18: kvm.halt_poll: must be a duration with its unit"),
         ("kvm: {halt_poll: 0.5ns}", "6:18: kvm.halt_poll: must be a whole number of ns, got"),

@@ -49,7 +49,7 @@ def test_a_key_that_is_an_integer_is_found(desk):
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("kvm.rle=kvm-v5.8", "kvm.rle: unknown key; did you mean 'rule'? allowed: rule,"),
+        ("kvm.rle=kvm-v5.8", "kvm.rle: unknown key; did you mean 'rule'? allowed: preset, rule,"),
         ("kwm.rule=kvm-v5.8", "kwm: unknown key; did you mean 'kvm'? allowed: pirlab, name,"),
         ("kvm.rule=kvm-v5.9", "kvm.rule: unknown value, got 'kvm-v5.9'; did you mean 'kvm-v5.8'?"),
         ("kvm.rule", "must be key.path=value"),

@@ -32,6 +32,8 @@ load:
   - {name: timer, from: each-vcpu, to: self, vector: 0xec, rate: 1.5k/s, arrival: poisson}
   - {name: ipi, from: web/*, to: db/*, vector: 0xfb, rate: 0.3/s, count: 9}
   - {name: nic, from: device/nic0, to: db/0, vector: 0x41, rate: 333333.25/s}
+  - {name: nvme, from: device/nvme0, via: vt-d, to: db/1, vector: 0x42, rate: 1/s, switch: 5s,
+     urgent: true, assigned_at: 1s}
 kvm: {rule: kvm-v5.16, halt_poll: 1234ns, pid_scheme: preempt-sn}
 run: {warmup: 0s, for: 90s, repeat: 2, seed: 7, watchdog: 1500ms}
 expect:
@@ -107,7 +109,7 @@ def test_a_resolved_matrix_leaves_to_the_cells_what_depends_on_them(desk):
     resolved = resolved_yaml(experiment)
     assert "a:\n    pin: {0: 0}" in resolved
     assert "on: pcpu" not in resolved
-    assert [cell.loads[0].on_pcpu for cell in experiment.cells] == [1, 2]
+    assert [cell.loads[0].on_pcpus for cell in experiment.cells] == [(1,), (2,)]
     assert load_experiment(desk.write(resolved, "r.yaml")) == experiment
 
 
@@ -142,7 +144,7 @@ def test_any_quantity_survives_being_written_and_read(desk, run, rate, rule, vec
     overrides += [f"load.ipi.vector={vector}"]
     experiment = desk.load(FULL, *overrides)
     assert experiment.cells[0].run.warmup_ns == run["warmup"]
-    assert experiment.cells[0].loads[-2].rate_per_s == rate
+    assert experiment.cells[0].loads[-3].rate_per_s == rate
     assert load_experiment(desk.write(resolved_yaml(experiment), "r.yaml")) == experiment
 
 
@@ -224,6 +226,8 @@ _PATHS = (  # noqa: SIM905 - words to choose from
     "pirlab name question extends cluster cluster.pcpus cluster.fabric vms vms.db vms.db.vcpus "
     "vms.db.pin vms.db.pin.0 vms.web.guest vms.web.guest.0 vms.new load load.0 load.timer.name "
     "load.timer.from load.ipi.to load.nic.on load.nic.via load.ipi.rate load.1.vector "
+    "load.nvme.switch load.nvme.urgent load.nvme.assigned_at load.nvme.on load.nvme.via "
+    "kvm.preset kvm.senders kvm.exitless_timer kvm.pid_scheme "
     "load.ipi.count kvm kvm.rule kvm.bugs kvm.halt_poll matrix matrix.kvm.rule matrix.load "
     "matrix.vms.db.pin matrix.load.1 matrix.load.ipi.name exclude exclude.0 run run.for run.seed "
     "expect expect.0 expect.0.check expect.1.when expect.1.violates expect.1.when.kvm"
@@ -231,6 +235,7 @@ _PATHS = (  # noqa: SIM905 - words to choose from
 _VALUES = (  # noqa: SIM905
     "1 0 -1 3 0x41 1.5 .inf .nan 1e999 true ~ '' [] {} [[]] [{}] {a: b} {0: 0} {0: x} {x: 0} [a] "
     "db/0 db/* web/1 self each-vcpu device/x device/ pcpu/1 icr host-irq self-ipi tsc-deadline "
+    "[pcpu/0,pcpu/1] [pcpu/0,1] vt-d ipi-virtualization none both pre-block kvm-v6.17 "
     "5s 5/s 1k/s kvm-v5.8 spread ring lost-wakeup db {kvm.rule:} [1,2] [kvm-v5.8,1] "
     "[{kvm.rule:[]}] {kvm.rule:[kvm-v5.8]} {load.0:[{}]} {load.ipi:[~,5]} {vms:[{db:{vcpus:1}}]}"
 ).split(" ")
