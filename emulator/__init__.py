@@ -17,7 +17,9 @@ cluster is the text that the checker explores.
     report/       text for terminals and mails
     conformance/  golden cases against hardware/
     events.py     the words: kinds of event and their 32 bytes
-    session.py    one `pirlab run`; saved.py reads it again; cli.py prints
+    session.py    one `pirlab run`; saved.py reads it again
+    suite.py      golden cases over two real processes
+    cli.py        the commands; proof.py has those that prove
 
 One interrupt walks through the rooms in a line:
 

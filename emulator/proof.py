@@ -18,11 +18,13 @@ RULES = click.Choice([rule.value for rule in Notify])
 BUGS = click.Choice([bug.value for bug in Bug if bug.value != "none"])
 EXIT_BROKEN = 1
 EXIT_USAGE = 2
+EXIT_RUN_BROKE = 3
+EXIT_CANNOT = 4
 
 
-def refuse(text: str) -> None:
+def refuse(text: str, code: int = EXIT_USAGE) -> None:
     click.echo(f"pirlab: {text}", err=True)
-    sys.exit(EXIT_USAGE)
+    sys.exit(code)
 
 
 def print_json(value: Any) -> None:
@@ -34,15 +36,24 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--live", is_flag=True, help="The posted-interrupt cases, over two real processes.")
 @as_json
-def conformance(file: Path, as_json: bool) -> None:
+def conformance(file: Path, live: bool, as_json: bool) -> None:
     """Run FILE of golden cases (format apicv-golden-cases/1) against the processor model."""
     from emulator.conformance import ConformanceError, format_text, run_file
+    from emulator.machine.errors import HostError, RunBroken
+    from emulator.suite import run_live
 
     try:
-        result = run_file(file)
+        result = run_live(file) if live else run_file(file)
     except ConformanceError as error:
         refuse(str(error))
+        return
+    except RunBroken as error:
+        refuse(str(error), EXIT_RUN_BROKE)
+        return
+    except HostError as error:
+        refuse(str(error), EXIT_CANNOT)
         return
     if as_json:
         print_json(result.as_json())

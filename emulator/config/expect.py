@@ -8,7 +8,8 @@
 
 A path names a value of the run's summary; `lost` is short for `counts.lost`, as is every path
 whose first word the summary does not have.  Durations are ns and rates per second, as in the
-summary.  A `-` between two names needs spaces (names have hyphens).  Imports no world.
+summary; a VM exit that never happened is 0.  A `-` between two names needs spaces (names have
+hyphens).  Imports no world.
 Before: `config/load.py` parses every check, so that a typing error costs no run.
 """
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from emulator.config import quantity
+from emulator.hardware.vectors import ExitReason
 
 DEPTH_MAX: Final = 20  # parentheses and signs within each other
 LENGTH_MAX: Final = 500  # characters of one check
@@ -152,6 +154,8 @@ def _look_up(parts: tuple[str, ...], summary: Mapping[str, Any]) -> Any:
             place = place[part]
         elif isinstance(place, list | tuple) and part.isdecimal() and int(part) < len(place):
             place = place[int(part)]
+        elif parts[-2:] == ("exits", part) and part in ExitReason.__members__:
+            place = 0
         else:
             raise _NoValueError(f"{'.'.join(parts)} is not in the summary")
     if place is None:

@@ -23,6 +23,7 @@ GUEST_PROGRAMS: Final = (
     "ring",
     "ipi",
     "ipi-halt",
+    "self-ipi-halt",
     "tscdeadline-immed",
 )
 VIOLATIONS: Final = (

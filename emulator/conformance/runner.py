@@ -125,7 +125,7 @@ def run_case(case: Case) -> CaseResult:
             raise NotUnderstoodError("the case expects nothing")
         GROUPS[case.group](case)
 
-    return _outcome(case.id, run)
+    return outcome_of(case.id, run)
 
 
 def run_matrix(matrix: Matrix) -> CaseResult:
@@ -136,10 +136,10 @@ def run_matrix(matrix: Matrix) -> CaseResult:
             raise NotUnderstoodError(f"unknown matrix {matrix.id!r}")
         MATRICES[matrix.id](matrix.data)
 
-    return _outcome(matrix.id, run)
+    return outcome_of(matrix.id, run)
 
 
-def _outcome(name: str, run: Callable[[], None]) -> CaseResult:
+def outcome_of(name: str, run: Callable[[], None]) -> CaseResult:
     try:
         run()
     except MismatchError as mismatch:

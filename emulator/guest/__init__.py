@@ -12,5 +12,6 @@ PROGRAMS: Final[dict[str, Program]] = {
     "ping-pong": ring.PROGRAM,  # a ring of two
     "ipi": vmexit.IPI,
     "ipi-halt": vmexit.IPI_HALT,
+    "self-ipi-halt": vmexit.SELF_IPI_HALT,
     "tscdeadline-immed": vmexit.TSCDEADLINE_IMMED,
 }

@@ -52,6 +52,24 @@ IPI_HALT: Final[Program] = assemble(
     """,
 )
 
+SELF_IPI_HALT: Final[Program] = assemble(
+    "self-ipi-halt",
+    "interrupts itself with interrupts off, then STI; HLT: work is pending at each HLT",
+    """
+    loop:   cli
+            work idle
+            send
+            sti
+            hlt
+            jmp loop
+    idle:   pause
+            jmp loop
+
+    irq:    eoi
+            iret
+    """,
+)
+
 TSCDEADLINE_IMMED: Final[Program] = assemble(
     "tscdeadline-immed",
     "writes TSC deadlines that are past already",

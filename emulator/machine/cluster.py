@@ -211,11 +211,11 @@ class Cluster:
             result.measure_to_ns = max(now, result.measure_from_ns)
         self._memory.set_phase(PHASE_DRAIN)
         deadline = now + self._cell.run.drain_ns
-        while monotonic_ns() < deadline and not result.losses and not self._quiet():
+        while monotonic_ns() < deadline and not result.losses and not self._quiet(deadline):
             self._progress("drain", 1.0, self.events)
             self._tick()
             self._lose(self._watchdog.look())
-        if not result.losses and not self._quiet():
+        if not result.losses and not self._quiet(deadline):
             self._lose(self._watchdog.overdue())
         began = time.monotonic()
         blocked = [self._watchdog.asleep(v.index) for v in self._cell.vcpus]
@@ -263,21 +263,26 @@ class Cluster:
         pairs = traffic(self._cell)
         talking = [(a, b) for a, peers in pairs.items() for b in sorted(peers) if a != b]
         a, b = talking[0] if talking else (0, min(1, self._cell.pcpus - 1))
-        self._command(f"pcpu{a}", CMD_FLOOR, [b, FLOOR_ROUNDS, True])
         if a != b:
             self._command(f"pcpu{b}", CMD_FLOOR, [a, FLOOR_ROUNDS, False])
+            self._await("serving", 1, FLOOR_DEADLINE_S)
+        self._command(f"pcpu{a}", CMD_FLOOR, [b, FLOOR_ROUNDS, True])
         self._progress("floor", 0.0, 0)
         for report in self._await("floor", 1 + (a != b), FLOOR_DEADLINE_S):
             self.result.floor_ns += report[1]
 
-    def _quiet(self) -> bool:
-        """Nothing is under way: no message, no PIR or VIRR bit, no record left behind."""
+    def _quiet(self, deadline: int) -> bool:
+        """Nothing is under way: no message, no PIR or VIRR bit, no timer that will fire in time."""
         load = self._memory.view.load_u64
         for pcpu in range(self._cell.pcpus):
             rung = load(self._memory.pcpu(pcpu, P_RUNG))
             if rung != load(self._memory.pcpu(pcpu, P_ARRIVED)):
                 return False
-        return not any(self._watchdog.pending(v.index) for v in self._cell.vcpus)
+        return not any(
+            self._watchdog.pending(v.index)
+            or 0 < self._words[v.index].tscdeadline.load() < deadline
+            for v in self._cell.vcpus
+        )
 
     # -- talking to processes ----------------------------------------------------------------------
 

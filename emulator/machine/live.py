@@ -64,7 +64,7 @@ class LiveCpu(Timers):
         self.make_guest = partial(make_guest, self)
         self.scheduler = Scheduler(self, thread)
         self._poll_window = {}
-        self._halt_start = 0
+        self._halts = {}
         self._timer_vectors = timer_vectors(cell)
         self._pid_table = PidPointerTable.of_vcpus(len(cell.vcpus))
 

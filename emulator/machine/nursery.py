@@ -96,6 +96,8 @@ def watch(link: socket.socket, children: dict[int, str]) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     while children:
         reap(link, children)
+        if not children:
+            return
         ready, _, _ = select.select([link.fileno(), wake], [], [], 1.0)
         if wake in ready:
             os.read(wake, 512)

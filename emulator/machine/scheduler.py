@@ -4,12 +4,12 @@ A vCPU thread is a greenlet that runs KVM's text from `kvm_sched_in()` on; leavi
 switch to this loop, which picks who is next.  So several vCPUs share a pCPU without a word in the
 protocol about it: `cpu.context_switch()` returns when the thread runs again.
 
-Run queues are words of the mapped file: a thread is runnable when its task state is RUNNING, and
-V_TASK_CPU says where.  A thread that floats may be claimed by another pCPU while it sleeps or waits
-at the head of the run loop (V_CLAIM = 1): its Python stack cannot follow it there, so it starts at
-the head of the run loop again, with its guest as it left it.  Differences from the kernel: a thread
-preempted in the middle of KVM's code stays on its pCPU's queue until it has run again; there is no
-fairness beyond round robin.
+Run queues are words of the mapped file: a thread is queued unless its task state is SLEEPING (one
+that was preempted on its way to sleep is), and V_TASK_CPU says where.  A thread that floats may be
+claimed by another pCPU while it sleeps or waits at the head of the run loop (V_CLAIM): its Python
+stack cannot follow it there, so it starts at the head of the run loop again, with its guest as it
+left it.  Differences from the kernel: a thread preempted in the middle of KVM's code stays on its
+pCPU's queue until it has run again; there is no fairness beyond round robin.
 Kernel: kernel/sched/core.c.
 """
 
@@ -28,9 +28,15 @@ if TYPE_CHECKING:
     from emulator.machine.live import LiveCpu
 
 RUNNING: Final = int(TaskState.RUNNING)
+SLEEPING: Final = int(TaskState.SLEEPING)
 SCHED_IN: Final = int(Event.SCHED_IN)
 SCHED_OUT: Final = int(Event.SCHED_OUT)
 NOWHERE: Final = 0xFFFF_FFFF
+
+# V_CLAIM of a thread that floats: every change of hands is one compare-exchange.
+TAKEN: Final = 0  # it runs, or somebody is about to run it
+FREE: Final = 1  # it sleeps, or waits at the head of the run loop: any pCPU may take it
+BOUND: Final = 2  # preempted in the middle of KVM's code: only the pCPU with its stack may
 
 
 class Scheduler:
@@ -75,19 +81,27 @@ class Scheduler:
         for i in range(n):
             vcpu = self._candidates[(self._next + i) % n]
             words = cpu.words[vcpu]
-            if words.task_state.load() != RUNNING or words.task_cpu.load() != cpu.pcpu:
+            if words.task_state.load() == SLEEPING or words.task_cpu.load() != cpu.pcpu:
                 continue
-            if vcpu in self.floating:
-                if words.claim.cas(1, 0) != 1:
-                    if words.home.load() != cpu.pcpu:
-                        continue  # still leaving the pCPU it was on (p->on_cpu)
-                    if vcpu not in self._greenlets:
-                        continue
-            elif words.finished.load():
+            if words.finished.load() or not self._claim(vcpu):
                 continue
             self._next = (self._next + i + 1) % n
             return vcpu
         return -1
+
+    def _claim(self, vcpu: int) -> bool:
+        """Take a runnable thread of this queue, unless another pCPU has, or still runs it."""
+        if vcpu not in self.floating:
+            return True
+        words = self._cpu.words[vcpu]
+        if words.home.load() == self._cpu.pcpu and words.claim.cas(BOUND, TAKEN) == BOUND:
+            return True
+        if words.claim.cas(FREE, TAKEN) != FREE:
+            return False
+        if words.task_cpu.load() == self._cpu.pcpu:
+            return True
+        words.claim.store(FREE)  # pulled away between the two looks
+        return False
 
     def _switch_to(self, vcpu: int) -> None:
         """Run a thread until it leaves the pCPU or ends.  Interrupts are off across the switch."""
@@ -116,9 +130,11 @@ class Scheduler:
             words.finished.store(1)
         elif vcpu in self.floating and cpu.at_safe_point:
             cpu.hand_over(vcpu)
-            words.claim.store(1)
-            if preempted:
+            words.claim.store(FREE)
+            if preempted and not cpu.stopping:
                 self._kick_an_idle_pcpu(vcpu)
+        elif vcpu in self.floating:
+            words.claim.store(BOUND)
 
     def leave(self, preempted: bool) -> None:
         """The current thread goes off the pCPU; returns when it runs again."""
@@ -141,7 +157,7 @@ class Scheduler:
     def _soon(self) -> bool:
         return any(
             cpu_words.task_cpu.load() == self._cpu.pcpu
-            and cpu_words.task_state.load() == RUNNING
+            and cpu_words.task_state.load() != SLEEPING
             and not cpu_words.finished.load()
             for cpu_words in (self._cpu.words[v] for v in self._candidates)
         )
@@ -153,11 +169,11 @@ class Scheduler:
         cpu = self._cpu
         for vcpu in self.floating:
             words = cpu.words[vcpu]
-            if words.task_state.load() != RUNNING or words.task_cpu.load() == cpu.pcpu:
+            if words.task_state.load() == SLEEPING or words.task_cpu.load() == cpu.pcpu:
                 continue
-            if words.claim.cas(1, 0) == 1:
+            if words.claim.cas(FREE, TAKEN) == FREE:
                 words.task_cpu.store(cpu.pcpu)
-                words.claim.store(1)
+                words.claim.store(FREE)
                 return True
         return False
 

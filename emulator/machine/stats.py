@@ -27,6 +27,9 @@ class Stat(IntEnum):
     LOOKS = 75  # looks at the socket
     YIELDS = 76
     HALT_WAKEUP = 77
+    HALT_POLL_SUCCESS_NS = 78
+    HALT_POLL_FAIL_NS = 79
+    HALT_WAIT_NS = 80
 
 
 STATS: Final = 96

@@ -21,11 +21,11 @@ class Timers(Descriptors):
     """Preemption timers, hrtimers and polling windows of one pCPU."""
 
     __slots__ = (
-        "_halt_start", "_poll_window", "_timer_vectors", "kvm",
+        "_halts", "_poll_window", "_timer_vectors", "kvm",
     )  # fmt: skip
 
     kvm: Kvm
-    _halt_start: int
+    _halts: dict[int, tuple[int, int]]  # of the halt under way: (begin, end of its polling), ns
     _poll_window: dict[int, int]
     _timer_vectors: tuple[int, ...]
 
@@ -108,7 +108,8 @@ class Timers(Descriptors):
     # -- halt polling ------------------------------------------------------------------------------
 
     def halt_poll_start(self, vcpu: int) -> bool:
-        self._halt_start = monotonic_ns()
+        now = monotonic_ns()
+        self._halts[vcpu] = (now, now)
         window = self._poll_window.get(vcpu, 0)
         if window:
             self.stats[Stat.HALT_ATTEMPTED_POLL] += 1
@@ -118,15 +119,24 @@ class Timers(Descriptors):
         os.sched_yield()
         if self.irqs_on:
             self._step()
-        return monotonic_ns() < self._halt_start + self._poll_window.get(vcpu, 0)
+        start, now = self._halts[vcpu][0], monotonic_ns()
+        self._halts[vcpu] = (start, now)
+        return now < start + self._poll_window.get(vcpu, 0)
 
     def halt_done(self, vcpu: int, waited: bool) -> None:
         now = monotonic_ns()
+        start, polled = self._halts[vcpu]
         window = self._poll_window.get(vcpu, 0)
-        if window and not waited:
-            self.stats[Stat.HALT_SUCCESSFUL_POLL] += 1
-            self.note((self._halt_start, now, 1, HALT_POLL, 0, self.pcpu, vcpu, 0))
-        self.note((self._halt_start, now, int(waited), HALT, 0, self.pcpu, vcpu, 0))
+        if waited:
+            self.stats[Stat.HALT_WAIT_NS] += now - polled
+        else:
+            polled = now
+        if window:  # update_halt_poll_stats()
+            self.stats[Stat.HALT_SUCCESSFUL_POLL] += not waited
+            spent = Stat.HALT_POLL_FAIL_NS if waited else Stat.HALT_POLL_SUCCESS_NS
+            self.stats[spent] += polled - start
+            self.note((start, polled, int(not waited), HALT_POLL, 0, self.pcpu, vcpu, 0))
+        self.note((start, now, int(waited), HALT, 0, self.pcpu, vcpu, 0))
         self._poll_window[vcpu] = next_halt_poll_ns(
-            window, now - self._halt_start, True, self.kvm.halt_poll_ns
+            window, now - start, True, self.kvm.halt_poll_ns
         )

@@ -38,9 +38,9 @@ class VcpuWords:
 
     __slots__ = (
         "claim", "cpu", "desc", "finished", "guest_word", "harvests", "has_pi_sender", "home",
-        "hv_deadline", "index", "mode", "mode_load", "mode_store", "mp_state", "page", "pre_pcpu", "preempted",
-        "requests", "sched_ins", "task_cpu", "task_state", "timer_load", "timer_pending",
-        "tscdeadline", "waiter",
+        "hv_deadline", "index", "mode", "mode_load", "mode_store", "mp_state", "page", "pre_pcpu",
+        "preempted", "requests", "sched_ins", "task_cpu", "task_state", "timer_load",
+        "timer_pending", "tscdeadline", "waiter",
     )  # fmt: skip
 
     def __init__(self, memory: Memory, vcpu: int) -> None:

@@ -22,6 +22,8 @@ from emulator.measure.stages import measured, quantiles, stage_samples
 
 EVENTS_FILE: Final = "events.bin"
 _POSTS: Final = (Event.POST, Event.POST_PIR_SET, Event.SELF_IPI)
+# Host handlers by their rows of /proc/interrupts, and devices in remapped mode.
+HOST_IRQS: Final = ("pin", "npi", "piw", "res", "loc", "device")
 LOAD_STAGES: Final = ("due_to_deliver", "post_to_deliver")  # shown for every load by itself
 
 
@@ -117,9 +119,13 @@ def _counts(
         "halt_poll": {
             "attempted": counted("halt_attempted_poll"),
             "successful": counted("halt_successful_poll"),
+            "success_ns": counted("halt_poll_success_ns"),
+            "fail_ns": counted("halt_poll_fail_ns"),
+            "wait_ns": counted("halt_wait_ns"),
         },
         "syncs": {"on": counted("syncs_on"), "off": counted("syncs_off")},
         "fastpath_reenter": counted("fastpath_reenter"),
+        "host_irqs": {name: counted(f"irq_{name}") for name in HOST_IRQS},
     }
 
 

@@ -215,3 +215,10 @@ def test_an_expectation_follows_the_matrix_and_the_overrides(desk):
 )
 def test_a_wrong_when_is_told(desk, when, problem):
     assert problem in desk.error_with(f"expect: [{{check: lost == 0, when: {when}}}]")
+
+
+def test_an_exit_that_never_happened_is_zero_and_one_that_cannot_has_no_value():
+    summary = {"counts": {"exits": {"HLT": 3}}}
+    assert evaluate("exits.MSR_WRITE == 0 and counts.exits.HLT == 3", summary).held
+    assert not evaluate("counts.exits.MSR_WRITTEN == 0", summary).held
+    assert not evaluate("counts.exits.MSR_WRITE.deeper == 0", summary).held

@@ -101,13 +101,20 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
-    before = leftovers()
+def nothing_is_left_behind(tmp_path: Path) -> Iterator[None]:
     yield
-    wait_for(lambda: leftovers() <= before, "clean shared-memory folder", 5.0)
+    wait_for(lambda: not leftovers(tmp_path), "clean shared-memory folder", 5.0)
 
 
-def leftovers() -> set[str]:
-    mine = f"pirlab-{os.getuid()}-"
+def leftovers(tmp_path: Path) -> list[str]:
+    """Runtime directories of runs whose results lie below `tmp_path`."""
     shared = Path("/dev/shm")  # noqa: S108  looked at, not written
-    return {path.name for path in shared.iterdir() if path.name.startswith(mine)}
+    found = []
+    for path in shared.glob(f"pirlab-{os.getuid()}-*"):
+        try:
+            owner = (path / "owner").read_text()
+        except OSError:
+            continue  # gone meanwhile, or just being made by somebody else
+        if str(tmp_path) in owner:
+            found.append(path.name)
+    return found

@@ -53,7 +53,7 @@ def test_an_empty_run_has_every_key_of_the_contract():
     counts = summary["counts"]
     assert counts.keys() == {
         "posted", "delivered", "coalesced", "pending", "lost", "notify", "arrive", "exits",
-        "halts", "wakeups", "halt_poll", "syncs", "fastpath_reenter",
+        "halts", "wakeups", "halt_poll", "syncs", "fastpath_reenter", "host_irqs",
     }  # fmt: skip
     assert counts["notify"].keys() >= {
         "sent", "elided_pir", "elided_on", "elided_same_vcpu", "elided_sn", "woke", "not_blocked",
@@ -246,12 +246,18 @@ def test_exits_carry_the_manuals_names_whether_counted_or_recorded():
 def test_statistics_of_the_pcpus_are_added_up():
     pcpu = {
         "syncs_on": 1, "syncs_off": 2, "fastpath_reenter": 3,
-        "halt_attempted_poll": 4, "halt_successful_poll": 5,
+        "halt_attempted_poll": 4, "halt_successful_poll": 5, "halt_poll_success_ns": 6,
+        "halt_poll_fail_ns": 7, "halt_wait_ns": 8, "irq_piw": 9, "irq_device": 10,
     }  # fmt: skip
     counts = summarise(Stream().events(), facts(counters={"pcpus": [pcpu, pcpu]}))["counts"]
     assert counts["syncs"] == {"on": 2, "off": 4}
     assert counts["fastpath_reenter"] == 6
-    assert counts["halt_poll"] == {"attempted": 8, "successful": 10}
+    assert counts["halt_poll"] == {
+        "attempted": 8, "successful": 10, "success_ns": 12, "fail_ns": 14, "wait_ns": 16,
+    }  # fmt: skip
+    assert counts["host_irqs"] == {
+        "pin": 0, "npi": 0, "piw": 18, "res": 0, "loc": 0, "device": 20,
+    }  # fmt: skip
 
 
 def test_wakeups_are_kvms_statistic_where_it_was_kept():
