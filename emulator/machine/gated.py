@@ -19,18 +19,14 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from emulator.config.model import Cell, Fabric, Run, Vcpu
-from emulator.events import Event
-from emulator.hardware.cpu import KIND_ATTRIBUTE, NOTIFICATION
+from emulator.hardware.cpu import KIND_ATTRIBUTE, NOTIFICATION, Control
 from emulator.hardware.vectors import (
-    FIRST_DEVICE_VECTOR,
     LOCAL_TIMER_VECTOR,
-    MSR_TSC_DEADLINE,
     POSTED_INTR_NESTED_VECTOR,
     POSTED_INTR_VECTOR,
     POSTED_INTR_WAKEUP_VECTOR,
     RESCHEDULE_VECTOR,
     ExitReason,
-    Mode,
 )
 from emulator.hardware.vmx import INFO_EXTERNAL_INTERRUPT, INFO_VALID
 from emulator.kvm.cpu import Cpu
@@ -40,8 +36,9 @@ from emulator.kvm.sched import preempt_schedule
 from emulator.kvm.vcpu import vcpu_run
 from emulator.machine import fabric
 from emulator.machine.gate import DivergedError, Gate, Look, Schedule, Turn, plain, same
+from emulator.machine.gated_steps import GatedSteps
 from emulator.machine.live import LiveCpu
-from emulator.machine.memory import V_SAVE, V_SW_TIMER, Memory
+from emulator.machine.memory import V_SAVE, Memory
 from emulator.machine.recorder import Recorder
 
 STEPS: Final = tuple(name for name in dir(Cpu) if hasattr(getattr(Cpu, name), KIND_ATTRIBUTE))
@@ -89,7 +86,7 @@ def no_thread(cpu: LiveCpu, vcpu: int) -> None:
     raise AssertionError("a gated thread is run by its turns")
 
 
-class GatedCpu(LiveCpu):
+class GatedCpu(GatedSteps):
     """One pCPU, or the CPU that a sender runs on."""
 
     def __init__(
@@ -106,20 +103,17 @@ class GatedCpu(LiveCpu):
         self.in_irq = False
         self.computing = False  # the guest will leave only if it is made to
         self.on_the_wire: set[int] = set()  # vectors that have arrived here and not been taken
-        self.buffer: list[tuple[int, str, int]] = []  # plain stores, the oldest first
+        self.buffer = []
+        self.deadline_written = 0
         self._turn: Turn | None = None
         self._looks: deque[Look] = deque()
         self._past: History = deque()
         self._freely_done: dict[int, list[tuple[str, Any]]] = {}
         self._coming: Turn | None | bool = False  # True: freely
         self._inside = False
-        self._msr = 0
         for vcpu in range(len(schedule.pins)):
             self.add_vcpu(vcpu, None)
             self.vmcs[vcpu].guest.interrupt_flag = True
-
-    def _step(self) -> None:
-        """Interrupts come when the schedule says so."""
 
     # -- every call on cpu -------------------------------------------------------------------------
 
@@ -204,80 +198,6 @@ class GatedCpu(LiveCpu):
     def diverge(self, text: str, *, done: bool = False) -> None:
         raise DivergedError(self.gate.number, text, done=done)
 
-    # -- what is not a step of the text ------------------------------------------------------------
-
-    def beside(self, turn: Turn, op: str = "") -> bool:
-        """Do what the schedule has between two steps of this pCPU's text; false: a step of it."""
-        match turn.op:
-            case "interrupt" if not self.in_irq:
-                vector = turn.args[1]
-                self._accept(vector, turn.actor.startswith("host"))
-                self._handle(vector, turn)
-            case "drain":
-                self._drain(turn)
-            case "preempt" if self.thread == turn.args[1]:
-                self.begin(turn)
-                preempt_schedule(self, self.thread)
-            case "deliver" if op == "non_root_event":
-                self._deliver(turn)
-            case "compute" if op == "non_root_event":
-                self.computing = True
-                self.gate.publish()
-            case "retire":
-                self.gate.publish()
-            case _:
-                return False
-        return True
-
-    def _handle(self, vector: int, turn: Turn | None) -> None:
-        """An interrupt in root mode, between two steps: run its handler."""
-        outer, self.actor, self.in_irq = self.actor, f"irq{self.pcpu}", True
-        if turn is not None:
-            self.begin(turn)
-        do_irq(self, vector)
-        if not self.gate.free:
-            back = self.gate.wait()
-            if back is not None and (back.op, back.actor) != ("iret", self.actor):
-                self.diverge(f"{self.actor} has returned, the schedule says {back}")
-            if back is not None:
-                self.gate.publish()
-        self.lapic.eoi()
-        self.actor, self.in_irq = outer, False
-
-    def _accept(self, vector: int, by_wire: bool) -> None:
-        """The local APIC presents `vector`; a notification must have come as a message."""
-        if by_wire:
-            self.listen()
-            if vector not in self.on_the_wire:
-                self.diverge(f"pcpu {self.pcpu} has no message with vector {vector:#x}")
-            self.on_the_wire.discard(vector)
-        self.lapic.accept(vector)
-        taken = self.lapic.acknowledge()
-        assert taken == vector
-
-    def listen(self) -> None:
-        """Take every message off the socket whose doorbell has rung."""
-        deadline = monotonic_ns() + ARRIVE_NS
-        while self._rung() != self.arrived:
-            message = self.fabric.receive()
-            if message is not None:
-                self.arrived += 1
-                self.on_the_wire.add(message[1])
-            elif monotonic_ns() > deadline:
-                self.diverge(f"a message to pcpu {self.pcpu} is missing")
-            else:
-                os.sched_yield()
-
-    def _deliver(self, turn: Turn) -> None:
-        """The guest takes the virtual interrupt and ends it, one step in the model."""
-        vapic = self.lp.vapic
-        if not vapic.recognised or vapic.rvi != turn.args[1]:
-            self.diverge(f"vCPU {turn.args[0]} is to take {turn.args[1]}, RVI is {vapic.rvi}")
-        vapic.deliver()
-        vapic.eoi_virtualization()
-        self.lp.vmcs.page.write_back()  # type: ignore[attr-defined]
-        self.gate.publish()
-
     # -- threads -----------------------------------------------------------------------------------
 
     def run_thread(self, vcpu: int, coming: Turn | None | bool) -> None:
@@ -333,8 +253,6 @@ class GatedCpu(LiveCpu):
     @staticmethod
     def _back(op: str, result: Any) -> Any:
         """A result as the text expects it."""
-        from emulator.hardware.cpu import Control
-
         if op in ("pi_read_control", "pi_test_and_set_on_unless_sn"):
             return Control(*result)
         return tuple(result) if isinstance(result, list) else result
@@ -355,21 +273,6 @@ class GatedCpu(LiveCpu):
         self.window()
         return result
 
-    def window(self) -> None:
-        """In free running: take what has come, if interrupts are on."""
-        while self.gate.free and self.irqs_on and not self.in_irq and self.lp.in_root:
-            self.listen()
-            if self.on_the_wire:
-                vector = max(self.on_the_wire)
-                self.on_the_wire.discard(vector)
-                self._accept(vector, by_wire=False)
-                self._handle(vector, None)
-            elif self.armed_here():
-                self._accept(LOCAL_TIMER_VECTOR, by_wire=False)
-                self._handle(LOCAL_TIMER_VECTOR, None)
-            else:
-                return
-
     def idle_freely(self) -> None:
         """No thread here: interrupts, and whoever of this pCPU's threads can run."""
         self.gate.check_stop()
@@ -382,51 +285,16 @@ class GatedCpu(LiveCpu):
                 return
         os.sched_yield()
 
-    # -- the guest ---------------------------------------------------------------------------------
+def _gated(op: str) -> Callable[..., Any]:
+    """The step `op` as the text calls it: through `GatedCpu.call`."""
+    do = getattr(GatedCpu, op)
 
-    def non_root_event(self, vcpu: int) -> int:
-        """What the schedule says; freely: what the processor and a guest that halts would do."""
-        turn = self._turn
-        if self.gate.free or turn is None:
-            return self._guest_freely(vcpu)
-        vector, deadline, flag = turn.forced
-        if turn.result == NOTIFICATION:
-            self._accept(POSTED_INTR_VECTOR, by_wire=True)
-            return NOTIFICATION
-        if turn.result == ExitReason.EXTERNAL_INTERRUPT:
-            self._accept(vector, vector in BY_WIRE)
-        self._msr = deadline
-        return self._leave_guest(vcpu, turn.result, vector, flag)
+    @wraps(do)
+    def method(self: GatedCpu, *args: Any) -> Any:
+        return self.call(op, args, do)
 
-    def _leave_guest(self, vcpu: int, reason: int, vector: int, flag: bool) -> int:
-        info = 0
-        if reason == ExitReason.EXTERNAL_INTERRUPT:
-            info = INFO_VALID | INFO_EXTERNAL_INTERRUPT | vector
-        elif reason == ExitReason.PREEMPTION_TIMER:
-            self.words[vcpu].hv_deadline.store(1)  # a deadline that the guest had set before
-        self.loaded.guest.interrupt_flag = flag
-        self.computing = False
-        return self.lp.vm_exit(reason, interruption_info=info)
+    return method
 
-    def _guest_freely(self, vcpu: int) -> int:
-        vapic = self.lp.vapic
-        flag = self.loaded.guest.interrupt_flag
-        while True:
-            self.gate.check_stop()
-            self.listen()
-            if self.on_the_wire:
-                vector = max(self.on_the_wire)
-                self.on_the_wire.discard(vector)
-                self._accept(vector, by_wire=False)
-                if vector == POSTED_INTR_VECTOR:
-                    return NOTIFICATION
-                return self._leave_guest(vcpu, ExitReason.EXTERNAL_INTERRUPT, vector, flag)
-            if vapic.recognised and flag:
-                vapic.deliver()
-                vapic.eoi_virtualization()
-            elif self.hv_timer_in_use(vcpu):
-                return self._leave_guest(vcpu, ExitReason.PREEMPTION_TIMER, 0, flag)
-            elif not self.computing:
-                return self._leave_guest(vcpu, ExitReason.HLT, 0, flag)
-            else:
-                os.sched_yield()
+
+for _op in STEPS:
+    setattr(GatedCpu, _op, _gated(_op))
