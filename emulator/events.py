@@ -63,11 +63,12 @@ class Event(IntEnum):
     VM_ENTRY = 38  # reserved for traces that ask for it
 
     # the load generators
-    RAISE = 48  # a device raised host vector `vector`.  arg = due ns, ref = message id
+    RAISE = 48  # a device raised host vector `vector`.  arg = due ns, ref = message id,
+    #             0: the IOMMU took it and posted
     LATE = 49  # a load could not keep up and skipped this due time.  arg = due ns
 
-    # the watchdog (recorded by the launcher, pcpu = LAUNCHER)
-    LOST = 64  # vCPU asleep, work announced, nobody on the way.  arg = ns it has lasted
+    # the watchdog (recorded by the launcher, pcpu = LAUNCHER, or by the vCPU's own pCPU)
+    LOST = 64  # work announced, nobody on the way.  arg = ns it has lasted, ref = 1: vCPU awake
 
 
 LAUNCHER: Final = 0xFFFE

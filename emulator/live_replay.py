@@ -1,8 +1,8 @@
 """A way through the model, driven through real pCPU processes: `pirlab replay FILE --live`.
 
 The only text that knows both worlds.  It takes the model's moves as a schedule (`machine/gate`),
-has the processes do it (`machine/gated_run`), and holds what they leave against the model's memory.
-At the end of the schedule the gate opens: what is lost must stay lost, a repaired rule must recover.
+has processes follow it (`machine/gated_run`), and holds what they leave against the model's memory.
+At its end the gate opens: what is lost must stay lost, a repaired rule must recover.
 """
 
 import random
@@ -11,8 +11,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Final
 
-from emulator.checker import Divergence, MemoryModel, Scenario, Walk, replay_file
-from emulator.checker import describe
+from emulator.checker import Divergence, MemoryModel, Scenario, Walk, describe, replay_file
 from emulator.checker import memory as slot
 from emulator.checker.memory import initial_memory
 from emulator.checker.moves import Look, Move
@@ -25,8 +24,8 @@ from emulator.machine.gated_run import Outcome, run_schedule
 WALK_STEPS_MAX: Final = 150
 FREE_S: Final = 0.2  # how long the processes run freely behind the schedule
 LIMITS: Final = (
-    "One process per pCPU and per sender; the protocol text, its atomics on the mapped file and its "
-    "ZeroMQ messages are the live ones.  From the schedule come what the guest does, when an "
+    "One process per pCPU and per sender; the protocol text, its atomics on the mapped file and "
+    "its ZeroMQ messages are the live ones.  From the schedule come what the guest does, when an "
     "interrupt is taken, who is preempted and where a thread runs.  A thread that comes back to a "
     "pCPU runs its text again over its recorded results up to where it left."
 )
@@ -106,14 +105,15 @@ class LiveReplay:
     def _divergence(self) -> list[str]:
         diverged = self.outcome.diverged
         assert diverged is not None
+        where = f"step {diverged.at + 1} of {len(self.schedule.turns)}, in {diverged.process}"
         return [
-            f"DIVERGED at step {diverged.at + 1} of {len(self.schedule.turns)}, {diverged.process}:",
+            f"DIVERGED at {where}:",
             *wrap(diverged.text, 76, initial_indent="  ", subsequent_indent="  "),
             *(self.differs or ("  (the memory is the model's)",)),
         ]
 
 
-# -- the schedule ------------------------------------------------------------------------------------
+# -- the schedule ----------------------------------------------------------------------------------
 
 
 def way_of_file(path: Path | str, rule: Notify | None = None) -> Way:
@@ -232,7 +232,7 @@ def _before(scenario: Scenario, vcpu: int, *, queued: bool) -> tuple[Turn, ...]:
     return tuple(done)
 
 
-# -- the replay --------------------------------------------------------------------------------------
+# -- the replay ------------------------------------------------------------------------------------
 
 
 def replay_live(way: Way, free_s: float = FREE_S, schedule: Schedule | None = None) -> LiveReplay:
@@ -273,7 +273,8 @@ def _left(outcome: Outcome) -> list[str]:
     for i, vcpu in enumerate(outcome.after["vcpus"]):
         held = [f"{name}[{v}]" for name in ("pir", "virr") for v in vcpu[name]]
         held += ["a timer's expiry"] * (i in outcome.timers)
-        if held and i not in outcome.masked:
+        queued = vcpu["on_cpu"] < 0 and vcpu["state"] != "SLEEPING"  # another computes there
+        if held and i not in outcome.masked and not queued:
             where = "sleeps" if vcpu["state"] == "SLEEPING" else "runs"
             found.append(f"vCPU {i} {where}, {', '.join(held).upper()} set")
     return found

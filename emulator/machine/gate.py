@@ -98,8 +98,8 @@ class DivergedError(Exception):
         self.done = done
 
 
-class Stopped(BaseException):  # noqa: N818  no error: it unwinds whatever text was under way
-    """The run is over."""
+class Stopped(BaseException):
+    """No error: the run is over, and whatever text is under way unwinds."""
 
 
 @dataclass(slots=True)

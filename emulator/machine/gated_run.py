@@ -1,18 +1,14 @@
 """A gated run: real processes over ZeroMQ and the mapped file, one schedule, then freedom.
 
-One process per pCPU of the schedule and one per sender, forked by a nursery of their own that
-outlives the caller: when he is gone, however he went, it kills them and removes the run's sockets
-and shared memory; when it is killed itself, the kernel kills them (PR_SET_PDEATHSIG).
-Before: `live_replay` made the schedule.  The processes' steps: `gated`.
+This is the side from which the processes are started, watched and read.  Every wait has a
+deadline; whatever happens, no process, socket or shared-memory file stays behind.
+Before: `live_replay` made the schedule.  The processes: `gated_process`.
 """
 
 import contextlib
-import ctypes
-import gc
 import os
 import secrets
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -22,44 +18,28 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Final
 
-import setproctitle
-
-from emulator.hardware.senders import vtd_post
 from emulator.hardware.vectors import POSTED_INTR_VECTOR, Mode
-from emulator.kvm.deliver import vmx_deliver_posted_interrupt
 from emulator.kvm.params import TaskState
-from emulator.kvm.pid import vmx_pi_start_assignment
 from emulator.machine.descriptors import control_of
 from emulator.machine.errors import RunBroken
-from emulator.machine.fabric import Fabric
 from emulator.machine.gate import (
     FREE,
     H_TURN,
     NOT_STARTED,
     REPORT,
     STOP,
-    DivergedError,
-    Gate,
     Schedule,
-    Stopped,
 )
-from emulator.machine.gated import GatedCpu
+from emulator.machine.gated import V_SAVED_MASKED
+from emulator.machine.gated_process import State, nursery_main
 from emulator.machine.host import runtime_root
 from emulator.machine.live import NO_PCPU
-from emulator.machine.memory import P_LIST, P_RUNG, V_SAVE, V_SW_TIMER, Memory, Shape
-from emulator.machine.nursery import PR_SET_PDEATHSIG, PR_SET_TIMERSLACK, bury
+from emulator.machine.memory import P_LIST, P_RUNG, V_SW_TIMER, Memory, Shape
 from emulator.machine.words import all_words
 
 RUN_DEADLINE_S: Final = 30.0  # for start-up, for the schedule, for the end: each
 TICK_S: Final = 0.002
 RING_RECORDS: Final = 8  # nothing is recorded
-CALLS: Final[dict[str, Callable[..., None]]] = {
-    "vmx_deliver_posted_interrupt": vmx_deliver_posted_interrupt,
-    "vtd_post": vtd_post,
-    "vmx_pi_start_assignment": vmx_pi_start_assignment,
-}
-
-State = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,11 +108,12 @@ class Processes:
             for ours, _ in pipes.values():
                 ours.close()
             ends = {name: end for name, (_, end) in pipes.items()}
-            os._exit(nursery(theirs, ends, self._memory, self._schedule, self._runtime))
+            os._exit(nursery_main(theirs, ends, self._memory, self._schedule, self._runtime))
         theirs.close()
         for _, end in pipes.values():
             end.close()
         self._pipes = {ours: name for name, (ours, _) in pipes.items()}
+        self._open = list(self._pipes)
 
     # -- the run -----------------------------------------------------------------------------------
 
@@ -192,12 +173,15 @@ class Processes:
     def _messages(self) -> list[tuple[str, Any]]:
         """What the processes have said in the last moment.  RunBroken if one has died."""
         found: list[tuple[str, Any]] = []
-        for ready in wait([*self._pipes, self._link], TICK_S):
+        for ready in wait([*self._open, self._link], TICK_S):
             assert isinstance(ready, Connection)
             try:
                 message = ready.recv()
             except EOFError as error:
-                raise RunBroken("the nursery of the replay has died") from error
+                if ready is self._link:
+                    raise RunBroken("the nursery of the replay has died") from error
+                self._open.remove(ready)  # it has ended; the nursery says how
+                continue
             if ready is not self._link:
                 found.append((self._pipes[ready], message))
             elif message[0] == "started":
@@ -217,7 +201,7 @@ class Processes:
         shutil.rmtree(self._runtime, ignore_errors=True)
 
 
-# -- the mapped file ---------------------------------------------------------------------------------
+# -- the mapped file -------------------------------------------------------------------------------
 
 
 def create_memory(path: Path, schedule: Schedule) -> Memory:
@@ -284,144 +268,4 @@ def timers_owed(memory: Memory) -> list[int]:
 def masked(memory: Memory) -> list[int]:
     """The vCPUs that are on no pCPU, their guest's IF clear: see `GatedCpu.run_thread`."""
     vcpus = range(memory.shape.vcpus)
-    return [v for v in vcpus if memory.view.load_u32(memory.vcpu(v, V_SAVE + 4))]
-
-
-# -- inside the processes ----------------------------------------------------------------------------
-
-
-def nursery(
-    link: Connection, ends: dict[str, Connection], memory: Memory, schedule: Schedule, runtime: Path
-) -> int:
-    """Fork the processes, report their exits, clear up when the caller is gone."""
-    os.setsid()  # Ctrl-C is the caller's business
-    setproctitle.setproctitle("pirlab nursery (replay)")
-    libc = ctypes.CDLL(None)
-    gc.freeze()
-    gc.disable()
-    children: dict[int, str] = {}
-    for name, end in ends.items():
-        pid = os.fork()
-        if pid == 0:
-            link.close()
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            libc.prctl(PR_SET_TIMERSLACK, 1)
-            setproctitle.setproctitle(f"pirlab {name} (replay)")
-            os._exit(process_main(name, end, memory, schedule, str(runtime)))
-        children[pid] = name
-    for end in ends.values():
-        end.close()
-    with contextlib.suppress(OSError):
-        link.send(("started", {name: pid for pid, name in children.items()}))
-        while not link.poll(TICK_S):  # it is only ever closed
-            for pid in list(children):
-                done, status = os.waitpid(pid, os.WNOHANG)
-                if done:
-                    link.send(("exit", children.pop(pid), os.waitstatus_to_exitcode(status)))
-    bury(children)
-    shutil.rmtree(runtime, ignore_errors=True)
-    return 0
-
-
-def process_main(
-    name: str, end: Connection, memory: Memory, schedule: Schedule, runtime: str
-) -> int:
-    """The whole life of a process; its exit status."""
-    try:
-        Process(name, end, memory, schedule, runtime).main()
-    except Exception:  # noqa: BLE001  the last line of defence: the caller hears of the exit
-        import traceback
-
-        traceback.print_exc()
-        sys.stderr.flush()
-        return 1
-    return 0
-
-
-class Process:
-    """A pCPU's process, or a sender's."""
-
-    def __init__(
-        self, name: str, end: Connection, memory: Memory, schedule: Schedule, runtime: str
-    ) -> None:
-        self._name = name
-        self._end = end
-        self._schedule = schedule
-        self._net = Fabric(memory, runtime, "ipc", name)
-        self._gate = Gate(memory, schedule, name, self._report)
-        number = int(name.lstrip("abcdefghijklmnopqrstuvwxyz"))
-        self._hosts_vcpus = name.startswith("pcpu")
-        pcpu = number if self._hosts_vcpus else schedule.hosts + number
-        self._cpu = GatedCpu(memory, self._net, schedule, pcpu, self._gate)
-
-    def main(self) -> None:
-        """Do the turns, run freely, stop."""
-        self._end.send(("ready", {}))
-        try:
-            if self._hosts_vcpus:
-                self._host()
-            else:
-                self._send()
-        except Stopped:
-            pass
-        except DivergedError as error:
-            self._end.send(("diverged", error.at, str(error), error.done))
-        self._end.send(("final", self._state()))
-        self._net.close()
-
-    def _host(self) -> None:
-        """A pCPU: its first vCPU's thread, then whatever its turns say."""
-        schedule, cpu, gate = self._schedule, self._cpu, self._gate
-        for vcpu, pin in enumerate(schedule.pins):
-            if pin == cpu.pcpu and vcpu not in schedule.queued:
-                cpu.run_thread(vcpu, None)
-        while True:
-            turn = None if gate.free else gate.wait()
-            if turn is None:
-                cpu.idle_freely()
-            elif turn.op == "context_switch":
-                cpu.run_thread(turn.args[0], turn)
-            elif not cpu.beside(turn):
-                cpu.diverge(f"no thread is on pcpu {cpu.pcpu}, the schedule says {turn}")
-
-    def _send(self) -> None:
-        """A task elsewhere, or a device: one call after the other."""
-        cpu, gate = self._cpu, self._gate
-        cpu.actor = self._name
-        while True:
-            turn = gate.wait()
-            if turn is None:
-                while True:
-                    gate.check_stop()
-                    time.sleep(TICK_S)
-            match turn.op:
-                case "call" | "assign":
-                    if turn.op == "assign":
-                        cpu.assign(True)
-                    cpu.begin(turn)
-                    CALLS[turn.args[0]](cpu, *turn.args[1:])
-                case "unassign":
-                    cpu.assign(False)
-                    gate.publish()
-                case "return" | "retire":
-                    gate.publish()
-                case _:
-                    cpu.diverge(f"{self._name} is between two calls, the schedule says {turn}")
-
-    def _report(self) -> None:
-        self._end.send(("state", self._state()))
-
-    def _state(self) -> State:
-        """What this pCPU keeps for itself, as the model tells it."""
-        cpu = self._cpu
-        if not self._hosts_vcpus:
-            return {}
-        with contextlib.suppress(DivergedError):
-            cpu.listen()
-        return {
-            "running": cpu.running,
-            "irqs_off": int(not cpu.irqs_on),
-            "non_root": int(not cpu.lp.in_root),
-            "pending": sorted(cpu.on_the_wire),
-            "current": cpu.thread,
-        }
+    return [v for v in vcpus if memory.view.load_u32(memory.vcpu(v, V_SAVED_MASKED))]

@@ -46,6 +46,7 @@ P_BUSY: Final = 72  # 1 while it handles a host interrupt
 P_LIST_LOCK: Final = 128
 P_LIST: Final = 136  # four u64: vCPUs that blocked here, bit v = vCPU v
 P_IDLE: Final = 176  # 1 while it has nothing to run
+P_POSTING: Final = 180  # 1 + the vCPU it is posting to, see `audit`
 P_STATS: Final = 192  # u64 each, see Stat
 STATS_MAX: Final = 96
 

@@ -18,6 +18,7 @@ from emulator.guest.workload import Stream, Workload
 from emulator.hardware.vectors import MSR_X2APIC_ICR, MSR_X2APIC_SELF_IPI
 from emulator.kvm.sched import kvm_sched_in, kvm_sched_out
 from emulator.kvm.vcpu import vcpu_run
+from emulator.machine.audit import AuditedCpu, wants_audit
 from emulator.machine.errors import RunBroken
 from emulator.machine.fabric import (
     CMD_CONNECT,
@@ -157,7 +158,9 @@ class Pcpu:
     def _run(self) -> None:
         """Be a physical CPU until the launcher stops it."""
         recorder = self._recorder = Recorder(self._memory, self._pcpu)
-        cpu = LiveCpu(
+        hardware_senders = any(load.via is Via.VT_D for load in self._cell.loads)
+        audited = wants_audit(self._cell.kvm, hardware_senders=hardware_senders)
+        cpu = (AuditedCpu if audited else LiveCpu)(
             self._memory, self._fabric, self._cell, self._pcpu, recorder, self._arrived,
             self._guest, vcpu_thread,
         )  # fmt: skip

@@ -221,8 +221,6 @@ class Processor:
         # this one: a tenth of the flight is waiting for it.
         for _ in range(SEND_YIELDS):
             os.sched_yield()
-        # The I/O thread that carries the message may be waiting for this very core.
-        os.sched_yield()
 
     # -- interrupts in root mode -------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from time import monotonic_ns
 from emulator.config.model import Cell
 from emulator.events import LAUNCHER, RECORD, Event
 from emulator.kvm.params import TaskState
-from emulator.machine.memory import P_ARRIVED, P_BUSY, P_RUNG, V_HARVESTS, V_SCHED_INS, Memory
+from emulator.machine.memory import P_ARRIVED, P_BUSY, P_RUNG, V_HARVESTS, Memory
 from emulator.machine.words import all_words
 
 
@@ -29,8 +29,9 @@ class Loss:
     def records(self) -> list[bytes]:
         """As events, one a vector."""
         now = monotonic_ns()
+        awake = int(self.invariant == "lost-interrupt")
         return [
-            RECORD.pack(now, self.for_ns, 0, Event.LOST, vector, LAUNCHER, self.vcpu, 0)
+            RECORD.pack(now, self.for_ns, awake, Event.LOST, vector, LAUNCHER, self.vcpu, 0)
             for vector in self.vectors
         ]
 
@@ -43,7 +44,7 @@ class Watchdog:
         self._cell = cell
         self._words = all_words(memory)
         self._limit_ns = cell.run.watchdog_ns
-        self._since: dict[int, tuple[tuple[int, int], int]] = {}  # vcpu: (signs of life, since)
+        self._since: dict[int, tuple[int, int]] = {}  # vcpu: (harvests, since)
 
     def look(self) -> list[Loss]:
         """Vectors that have waited longer than the limit."""
@@ -78,10 +79,7 @@ class Watchdog:
         if not (self._words[vcpu].desc.pir() or (self.asleep(vcpu) and self._memory.virr(vcpu))):
             self._since.pop(vcpu, None)
             return 0
-        life = (
-            load(self._memory.vcpu(vcpu, V_HARVESTS)),
-            load(self._memory.vcpu(vcpu, V_SCHED_INS)),
-        )
+        life = load(self._memory.vcpu(vcpu, V_HARVESTS))
         known = self._since.get(vcpu)
         if known is None or known[0] != life:
             self._since[vcpu] = (life, now)

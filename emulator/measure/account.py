@@ -174,16 +174,19 @@ def _stranded(messages: Messages, events: Records, facts: RunFacts) -> list[int]
 def _losses(
     events: Records, facts: RunFacts, lost: dict[tuple[int, int], Indices]
 ) -> list[dict[str, Any]]:
-    """One a vCPU and vector.  Awake at the end with the bit still set: no sleeper was forgotten,
-    a notification was.
+    """One a vCPU and vector.  Awake over the set bit: no sleeper was forgotten, a notification
+    was.
     """
     found = []
     states = list(facts.counters.get("vcpus", ()))
+    watched = events[positions(events, Event.LOST)]
+    seen_awake = {(int(r["vcpu"]), int(r["vector"])) for r in watched if r["ref"]}
     for (vcpu, vector), posts in sorted(lost.items()):
         name = facts.vcpu_name(vcpu)
         times = "" if len(posts) == 1 else f" ({len(posts)} times)"
         state = states[vcpu] if vcpu < len(states) else {}
-        awake = vector in state.get("pir_pending", ()) and not state.get("blocked")
+        left_awake = vector in state.get("pir_pending", ()) and not state.get("blocked")
+        awake = left_awake or (vcpu, vector) in seen_awake
         invariant = "lost-interrupt" if awake else "lost-wakeup"
         does, missed = ("runs", "notified") if awake else ("slept", "woke")
         text = f"{name} {does} over vector {vector:#04x}: posted, and nobody {missed} it{times}"
