@@ -121,22 +121,27 @@ def schema() -> None:
 
 @main.command()
 @click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
+@click.option("--format", "form", default="text", show_default=True,
+              type=click.Choice(["text", "json", "interrupts", "exits"]),
+              help="interrupts: as /proc/interrupts; exits: as perf kvm stat report.")  # fmt: skip
 def report(run_directory: Path, form: str) -> None:
     """Report on a saved run again, from its files alone."""
+    from emulator import saved
     from emulator.report.text import show
-    from emulator.saved import RunError, reread
 
     with sentences():
         try:
-            summary, text = reread(run_directory)
-        except RunError as error:
+            match form:
+                case "interrupts":
+                    click.echo(saved.interrupts(run_directory), nl=False)
+                case "exits":
+                    click.echo(saved.exits(run_directory), nl=False)
+                case "json":
+                    print_json(saved.reread(run_directory)[0])
+                case _:
+                    show(saved.reread(run_directory)[1], sys.stdout)
+        except saved.RunError as error:
             fail(str(error), EXIT_USAGE)
-            return
-    if form == "json":
-        print_json(summary)
-    else:
-        show(text, sys.stdout)
 
 
 for command in proof.COMMANDS:

@@ -1,4 +1,4 @@
-"""The commands that prove: conformance, check, museum, explain, replay.
+"""The commands that prove: conformance, check, museum, explain, replay, litmus.
 
 As in `cli.py`: parse, call, print, exit.  What they call is heavy only while it runs, so it is
 imported in the command.
@@ -164,10 +164,20 @@ def explain(rule: str, as_json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--lines", is_flag=True, help="Each step's place in the source.")
 @click.option("--state", is_flag=True, help="The descriptor and the mode after each step.")
-def replay(file: Path, lines: bool, state: bool) -> None:
-    """Replay a saved counterexample in the checker: every step's result must be the model's."""
+@click.option("--live", is_flag=True, help="On real pCPU processes, a turn at a time.")
+@click.option("--rule", type=RULES, help="With --live: under another rule, as far as it goes.")
+def replay(file: Path, lines: bool, state: bool, live: bool, rule: str | None) -> None:
+    """Replay a saved counterexample: every step's result must be the model's.
+
+    In the checker, or with --live on processes over ZeroMQ and shared memory; then the gate opens,
+    and what is lost must stay lost, what is repaired must recover (else exit 1).
+    """
     from emulator.checker import CounterexampleError, render, replay_file
 
+    if live:
+        sys.exit(replay_on_processes(file, Notify(rule) if rule else None))
+    if rule:
+        refuse("--rule goes with --live; `pirlab check SCENARIO --rule` explores another rule")
     try:
         result = replay_file(file)
     except CounterexampleError as error:
@@ -178,4 +188,47 @@ def replay(file: Path, lines: bool, state: bool) -> None:
     click.echo(f"\nreplayed: {steps} steps, every result the model's, and then {result.text}")
 
 
-COMMANDS = (conformance, check, museum, explain, replay)
+def replay_on_processes(file: Path, rule: Notify | None) -> int:
+    """`replay --live`; the exit code."""
+    from emulator.checker import CounterexampleError
+    from emulator.live_replay import replay_live, way_of_file
+    from emulator.machine.errors import HostError, RunBroken
+
+    try:
+        result = replay_live(way_of_file(file, rule))
+    except CounterexampleError as error:
+        refuse(str(error))
+    except RunBroken as error:
+        click.echo(f"pirlab: {error}", err=True)
+        return EXIT_RUN_BROKE
+    except HostError as error:
+        click.echo(f"pirlab: {error}", err=True)
+        return EXIT_CANNOT
+    click.echo(result.to_text())
+    return 0 if result.good else EXIT_BROKEN
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(1), default=200_000, help="For each variant.")
+@as_json
+def litmus(rounds: int, as_json: bool) -> None:
+    """The mode/ON pair on this host's hardware, with and without the fence."""
+    from emulator.machine.errors import HostError, RunBroken
+    from emulator.machine.litmus import run_litmus
+
+    try:
+        result = run_litmus(rounds)
+    except RunBroken as error:
+        click.echo(f"pirlab: {error}", err=True)
+        sys.exit(EXIT_RUN_BROKE)
+    except HostError as error:
+        click.echo(f"pirlab: {error}", err=True)
+        sys.exit(EXIT_CANNOT)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        click.echo(result.to_text())
+    sys.exit(0 if result.good else EXIT_BROKEN)
+
+
+COMMANDS = (conformance, check, museum, explain, replay, litmus)

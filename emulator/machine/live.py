@@ -365,6 +365,7 @@ class LiveCpu(Timers):
 
     def hand_over(self, vcpu: int) -> None:
         """Leave a vCPU where another pCPU can take it over."""
+        self.last_exits.pop(vcpu, None)  # where it enters next is another pCPU's record
         self.flush()
         self.words[vcpu].page.write_back()
         vmcs = self.vmcs[vcpu]

@@ -78,13 +78,12 @@ class Processor:
     """The hardware half of a pCPU process.  Implements `guest.Platform` and `vmx.Idt`."""
 
     __slots__ = (
-        "_controls", "_entry_ts", "_exit_reason", "_exit_ts", "_guest_step", "_ids",
-        "_publish_harvests", "_rung", "_store_arrived", "_store_busy", "_straight_back", "alarm",
-        "arrived", "cause", "cell", "current", "fabric", "fastpath_reenter", "guest", "guests",
-        "harvests", "housekeeping", "hv_deadline", "irqs_on", "lapic", "loaded", "lp", "memory",
-        "note", "page", "pcpu", "pending", "published", "recorder", "remote_timers", "resched",
-        "running", "slice_end", "stats", "stopping", "sw_timers", "syncs_off", "syncs_on", "vmcs",
-        "words",
+        "_controls", "_entry_ts", "_guest_step", "_ids", "_publish_harvests", "_rung",
+        "_store_arrived", "_store_busy", "_straight_back", "alarm", "arrived", "cause", "cell",
+        "current", "fabric", "fastpath_reenter", "guest", "guests", "harvests", "housekeeping",
+        "hv_deadline", "irqs_on", "lapic", "last_exits", "loaded", "lp", "memory", "note", "page",
+        "pcpu", "pending", "published", "recorder", "remote_timers", "resched", "running",
+        "slice_end", "stats", "stopping", "sw_timers", "syncs_off", "syncs_on", "vmcs", "words",
     )  # fmt: skip
 
     def __init__(
@@ -113,8 +112,7 @@ class Processor:
         self.guest: Guest | None = None
         self.current = -1  # the vCPU whose VMCS is current
         self.running = -1  # per-pCPU kvm_running_vcpu
-        self.irqs_on = True
-        self.stopping = False
+        self.irqs_on, self.stopping = True, False
         self.hv_deadline = 0  # VMX preemption timer, ns; 0 = off
         self.slice_end = 0  # when the current thread's slice is over, ns; 0 = never
         self.alarm = 0  # the earliest timer that must interrupt the guest, 0 = none
@@ -133,12 +131,9 @@ class Processor:
         self.harvests = 0
         self._publish_harvests: Callable[[int], None]
         self._guest_step: Callable[[], Outcome]
-        self.syncs_on = 0
-        self.syncs_off = 0
-        self.fastpath_reenter = 0
+        self.syncs_on = self.syncs_off = self.fastpath_reenter = 0
         self._entry_ts = 0
-        self._exit_ts = 0
-        self._exit_reason = 0
+        self.last_exits: dict[int, tuple[int, int]] = {}  # vCPU -> (when, why), not yet recorded
         self._straight_back = False
         base = memory.pcpu(pcpu, P_STATS)
         self.published = memory.buffer[base : base + 8 * STATS_MAX].cast("Q")
@@ -342,14 +337,14 @@ class Processor:
         raise NotImplementedError
 
     def _exited(self, reason: int) -> None:
-        """Account for the exit before this one, whose end the entry was."""
-        if self._exit_ts:
-            span = (self._exit_ts, self._entry_ts, self._exit_reason)
-            self.note((*span, EXIT, 0, self.pcpu, self.current, 0))
+        """Account for this vCPU's exit before this one, whose end the entry was."""
+        vcpu = self.current
+        last = self.last_exits.get(vcpu)
+        if last is not None:
+            self.note((last[0], self._entry_ts, last[1], EXIT, 0, self.pcpu, vcpu, 0))
         if len(self.recorder.pending) > PENDING_MAX:
             self.flush()
-        self._exit_ts = monotonic_ns()
-        self._exit_reason = reason
+        self.last_exits[vcpu] = (monotonic_ns(), reason)
         self._straight_back = True
         self.stats[reason] += 1
 
