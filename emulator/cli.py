@@ -6,6 +6,7 @@ invariant was violated, 130 interrupted.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,6 +143,37 @@ def report(run_directory: Path, form: str) -> None:
                     show(saved.reread(run_directory)[1], sys.stdout)
         except saved.RunError as error:
             fail(str(error), EXIT_USAGE)
+
+
+@main.command()
+@click.argument("first", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("second", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def compare(first: Path, second: Path, as_json: bool) -> None:
+    """Compare two saved runs metric by metric, with intervals."""
+    from emulator import saved
+    from emulator.report.comparison import comparison_text
+
+    with sentences():
+        try:
+            comparison = saved.compare(first, second)
+        except saved.RunError as error:
+            fail(str(error), EXIT_USAGE)
+            return
+    if as_json:
+        print_json(comparison)
+    else:
+        click.echo(comparison_text(comparison), nl=False)
+
+
+@main.command()
+def clean() -> None:
+    """Remove the sockets and shared memory of runs whose launcher and nursery were both killed."""
+    from emulator.machine.host import abandoned
+
+    for path in abandoned():
+        shutil.rmtree(path, ignore_errors=True)
+        click.echo(f"removed {path}")
 
 
 for command in proof.COMMANDS:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from emulator.measure.compare import compare_runs
 from emulator.measure.exits import exit_times
 from emulator.measure.facts import RunFacts
 from emulator.measure.records import Records
+from emulator.measure.stages import latencies
 from emulator.measure.summary import judge, load_run, matrix, summarise
 from emulator.report.kernel import exits_text, interrupts_text
 from emulator.report.matrix import matrix_text
@@ -54,6 +56,18 @@ def interrupts(directory: Path) -> str:
 def exits(directory: Path) -> str:
     """VM exits of a run, or of each run of a matrix, as `perf kvm stat report` shows them."""
     return _each(directory, lambda run: exits_text(exit_times(_load(run)[0])))
+
+
+def compare(first: Path, second: Path) -> dict[str, Any]:
+    """Two runs, metric by metric: schema `pirlab-compare/1`.  A matrix is not one run."""
+    sides = []
+    for directory in (first, second):
+        if sorted(directory.glob(CELLS)):
+            raise RunError(f"{directory}: a matrix of runs; compare two of its cells")
+        events, facts = _load(directory)
+        sides.append((summarise(events, facts), latencies(events, facts)))
+    (a, samples_a), (b, samples_b) = sides
+    return compare_runs(a, b, samples_a, samples_b)
 
 
 def _each(directory: Path, show: Callable[[Path], str]) -> str:

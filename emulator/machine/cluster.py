@@ -43,7 +43,7 @@ from emulator.machine.fabric import (
     VERSION,
     Fabric,
 )
-from emulator.machine.host import check_host, runtime_root, traffic
+from emulator.machine.host import RUNTIME_PREFIX, check_host, runtime_root, traffic
 from emulator.machine.memory import (
     H_T0,
     P_ARRIVED,
@@ -68,7 +68,6 @@ LOAD_LEAD_NS: Final = 20_000_000  # from the start signal to the first due time
 SOCKET_PATH_MAX: Final = 107  # sizeof(sockaddr_un.sun_path) - 1
 LOG_TAIL_LINES: Final = 8
 SN_BIT: Final = 2
-RUNTIME_PREFIX: Final = "pirlab-"
 
 
 @dataclass(slots=True, kw_only=True)

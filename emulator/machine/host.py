@@ -13,6 +13,7 @@ from emulator.config.model import Cell, Via
 from emulator.machine.errors import HostError
 from emulator.machine.memory import VCPUS_LIMIT
 
+RUNTIME_PREFIX: Final = "pirlab-"
 RINGING_GUESTS: Final = frozenset({"ring", "ping-pong"})
 
 
@@ -60,3 +61,16 @@ def check_host(cell: Cell) -> None:
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def abandoned() -> list[Path]:
+    """Runtime directories of this user whose launcher is gone: nobody else will remove them."""
+    found = []
+    for path in sorted(runtime_root().glob(f"{RUNTIME_PREFIX}{os.getuid()}-*")):
+        try:
+            launcher = int((path / "owner").read_text(encoding="utf-8").split("\n")[0])
+        except (OSError, ValueError):
+            continue  # being made, or being removed, by a run that lives
+        if not Path(f"/proc/{launcher}").exists():
+            found.append(path)
+    return found

@@ -31,6 +31,8 @@ from emulator.machine.nursery import PR_SET_PDEATHSIG
 SCHEMA: Final = "pirlab-litmus/1"
 STUCK_S: Final = 20.0  # one has waited so long for the other: it is gone
 LOOKS: Final = 20_000  # then let somebody else have the core, it may be the other
+LATER: Final = tuple(range(2 * n) for n in range(8))
+NEAR: Final = range(60)  # looks for the other before a round
 BATCH: Final = 64  # rounds between two meetings, each with words of its own
 H_VCPU: Final = 512  # u64 in the header's page: the round that the vCPU has come to
 H_SENDER: Final = 576  # and the sender
@@ -176,8 +178,10 @@ def _sender_main(
     return 0
 
 
-# A batch of rounds has a number, and "new" is the batch's own: nothing needs to be set back.  The
-# sides and their variants are written out: between the two instructions there is no room.
+# A batch of rounds has a number, and "new" is the batch's own: nothing needs to be set back.  In a
+# batch the two wait for each other before each round, but not for long: the other may have lost its
+# core.  Then each starts a little later or sooner.  The sides and their variants are written out:
+# between the two instructions there is no room.
 
 
 def _vcpu_side(memory: Memory, variant: Variant, rounds: int) -> bytes:
@@ -190,17 +194,17 @@ def _vcpu_side(memory: Memory, variant: Variant, rounds: int) -> bytes:
     seen = bytearray()
     relaxed, fence = RELAXED, smp_mb
     for i in range(1, -(-rounds // BATCH) + 1):
-        arrive(i, RELEASE)
-        _meet(other, i)
-        if variant.vcpu_fence:
-            for store_mode, load_on in words:
+        _meet(arrive, other, BATCH * i)
+        for n, (store_mode, load_on) in enumerate(words):
+            _draw_near(arrive, other, BATCH * i + n, LATER[n % len(LATER)])
+            if variant.vcpu_fence:
                 store_mode(i, relaxed)
                 fence()
-                seen.append(load_on(relaxed) == i)
-        else:
-            for store_mode, load_on in words:
+                on = load_on(relaxed)
+            else:
                 store_mode(i, relaxed)
-                seen.append(load_on(relaxed) == i)
+                on = load_on(relaxed)
+            seen.append(on == i)
     return bytes(seen[:rounds])
 
 
@@ -208,29 +212,41 @@ def _sender_side(memory: Memory, variant: Variant, rounds: int) -> bytes:
     """1 for each round in which the mode was read as new."""
     control = [memory.u64(memory.vcpu(v, V_CONTROL)) for v in range(BATCH)]
     modes = [memory.u32(memory.vcpu(v, V_MODE)).load for v in range(BATCH)]
-    locked = [(on.exchange, mode) for on, mode in zip(control, modes, strict=True)]
-    plain = [(on.store, mode) for on, mode in zip(control, modes, strict=True)]
+    words = [(on.exchange, on.store, mode) for on, mode in zip(control, modes, strict=True)]
     arrive, other = memory.u64(H_SENDER).store, memory.u64(H_VCPU).load
     seen = bytearray()
     relaxed = RELAXED
     for i in range(1, -(-rounds // BATCH) + 1):
-        arrive(i, RELEASE)
-        _meet(other, i)
-        if variant.sender_locked:
-            for set_on, load_mode in locked:
-                set_on(i)
-                seen.append(load_mode(relaxed) == i)
-        else:
-            for store_on, load_mode in plain:
+        _meet(arrive, other, BATCH * i)
+        for n, (exchange_on, store_on, load_mode) in enumerate(words):
+            _draw_near(arrive, other, BATCH * i + n, LATER[n // len(LATER)])
+            if variant.sender_locked:
+                exchange_on(i)
+                mode = load_mode(relaxed)
+            else:
                 store_on(i, relaxed)
-                seen.append(load_mode(relaxed) == i)
+                mode = load_mode(relaxed)
+            seen.append(mode == i)
     return bytes(seen[:rounds])
 
 
-def _meet(other: Callable[[], int], i: int) -> None:
-    """Wait until the other side has come to round `i`.  RunBroken if it does not."""
+def _draw_near(
+    arrive: Callable[[int, int], None], other: Callable[[], int], n: int, later: range
+) -> None:
+    """Wait a moment for the other to come to round `n`, then `later` empty loops."""
+    arrive(n, RELAXED)
+    for _ in NEAR:
+        if other() >= n:
+            break
+    for _ in later:
+        pass
+
+
+def _meet(arrive: Callable[[int, int], None], other: Callable[[], int], n: int) -> None:
+    """Wait until the other side has come to round `n`.  RunBroken if it does not."""
+    arrive(n, RELEASE)
     looks, deadline = 0, 0.0
-    while other() < i:
+    while other() < n:
         looks += 1
         if looks % LOOKS == 0:
             os.sched_yield()

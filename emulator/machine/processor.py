@@ -67,7 +67,6 @@ LOOKS: Final = int(Stat.LOOKS)
 
 IDLE_MAX_S: Final = 0.5  # an idle pCPU looks up this often whatever happens
 FLIGHT_LOOKS: Final = 2000  # then go on without it: 2 ms or more, its sender has lost its core
-SEND_YIELDS: Final = 4
 PREEMPTION_TIMER: Final = int(ExitReason.PREEMPTION_TIMER)
 
 Meta = tuple[int, int, int, int]
@@ -212,10 +211,6 @@ class Processor:
         begin = monotonic_ns()
         self.fabric.send(pcpu, (1, vector, self.pcpu, vcpu, ref, begin, load, due))
         self.note((begin, monotonic_ns(), ref, NOTIFY, vector, self.pcpu, vcpu, load))
-        # No wire needs a core, but the I/O thread that plays it does, and is often queued on
-        # this one: a tenth of the flight is waiting for it.
-        for _ in range(SEND_YIELDS):
-            os.sched_yield()
 
     # -- interrupts in root mode -------------------------------------------------------------------
 

@@ -37,11 +37,11 @@ from emulator.events import Event
 from emulator.hardware.bare import Sent
 from emulator.hardware.vmcs import Activity
 from emulator.kvm.params import Kvm
-from emulator.machine.cluster import RUNTIME_PREFIX, describe_exit
+from emulator.machine.cluster import describe_exit
 from emulator.machine.descriptors import Descriptors
 from emulator.machine.errors import RunBroken
 from emulator.machine.fabric import CMD_CONNECT, CMD_QUIT, CMD_RUN, VERSION, Fabric, Message
-from emulator.machine.host import runtime_root
+from emulator.machine.host import RUNTIME_PREFIX, runtime_root
 from emulator.machine.memory import Memory, Shape
 from emulator.machine.nursery import PR_SET_PDEATHSIG
 from emulator.machine.processor import DELIVER, IDLE_MAX_S

@@ -39,7 +39,10 @@ class Timers(Descriptors):
     def cancel_hv_timer(self, vcpu: int) -> None:
         if self.hv_deadline:
             self.hv_deadline = 0
-            self.set_alarm()
+            if self.sw_timers or self.slice_end:
+                self.set_alarm()
+            else:
+                self.alarm = 0
 
     def hv_timer_in_use(self, vcpu: int) -> bool:
         return self.hv_deadline != 0

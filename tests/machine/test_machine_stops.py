@@ -123,3 +123,17 @@ def test_a_file_that_is_no_memory_file_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="not a pirlab memory file"):
         Memory.open(path)
+
+
+def test_clean_removes_what_a_killed_run_left_and_nothing_that_lives(tmp_path, monkeypatch):
+    from emulator.machine import host
+
+    monkeypatch.setattr(host, "runtime_root", lambda: tmp_path)
+    for name, pid in (("dead", 2**22 + 1), ("alive", os.getpid())):
+        path = tmp_path / f"{host.RUNTIME_PREFIX}{os.getuid()}-{name}"
+        path.mkdir()
+        (path / "owner").write_text(f"{pid}\n/runs/x\n")
+
+    found = host.abandoned()
+
+    assert [path.name.split("-")[-1] for path in found] == ["dead"]
