@@ -178,7 +178,7 @@ def test_an_exitless_timer_is_posted_by_another_pcpu(tmp_path):
     assert code == 0
     assert balanced(run)
     assert counts["exits"]["MSR_WRITE"] >= counts["posted"]
-    assert counts["exits"].get("EXTERNAL_INTERRUPT", 0) <= 2
+    assert counts["exits"].get("EXTERNAL_INTERRUPT", 0) < 0.05 * counts["posted"]
     assert "PREEMPTION_TIMER" not in counts["exits"]
-    assert counts["notify"]["sent"] > 0.8 * counts["posted"]
-    assert pcpus_of(run)[2]["irq_loc"] > 0.8 * counts["posted"]
+    assert counts["notify"]["sent"] > 0.4 * counts["posted"]
+    assert pcpus_of(run)[2]["irq_loc"] > 0.4 * counts["posted"]
