@@ -70,7 +70,8 @@ class LiveReplay:
     @property
     def good(self) -> bool:
         """Every result and the memory are the model's; lost stays lost, else nothing is."""
-        return not self.differs and bool(self.left) is self.lost
+        same = self.outcome.diverged is None and not self.differs
+        return same and bool(self.left) is self.lost
 
     def to_text(self) -> str:
         """What was done, where it differs, what freedom brought."""

@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -22,7 +22,7 @@ EXIT_RUN_BROKE = 3
 EXIT_CANNOT = 4
 
 
-def refuse(text: str, code: int = EXIT_USAGE) -> None:
+def refuse(text: str, code: int = EXIT_USAGE) -> NoReturn:
     click.echo(f"pirlab: {text}", err=True)
     sys.exit(code)
 
@@ -48,13 +48,10 @@ def conformance(file: Path, live: bool, as_json: bool) -> None:
         result = run_live(file) if live else run_file(file)
     except ConformanceError as error:
         refuse(str(error))
-        return
     except RunBroken as error:
         refuse(str(error), EXIT_RUN_BROKE)
-        return
     except HostError as error:
         refuse(str(error), EXIT_CANNOT)
-        return
     if as_json:
         print_json(result.as_json())
     else:
@@ -63,7 +60,7 @@ def conformance(file: Path, live: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("scenario", required=False)
+@click.argument("scenario", required=False, metavar="[SCENARIO | CONFIG.yaml]")
 @click.option("--list", "list_", is_flag=True, help="The scenarios there are, a question each.")
 @click.option("--rule", type=RULES, help="The notification rule, instead of the scenario's.")
 @click.option("--bug", "bugs", type=BUGS, multiple=True, help="Turn a museum switch on.")
@@ -77,7 +74,10 @@ def check(
     scenario: str | None, list_: bool, rule: str | None, bugs: tuple[str, ...], memory: str | None,
     lines: bool, state: bool, fold: bool, save: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Explore every interleaving of SCENARIO; show the shortest way to a broken claim (exit 1)."""
+    """Explore every interleaving of SCENARIO; show the shortest way to a broken claim (exit 1).
+
+    CONFIG.yaml stands for the scenario that a live config corresponds to, for each of its cells.
+    """
     from emulator.checker import MemoryModel, TooManyStatesError, list_scenarios, render
     from emulator.checker import check as explore
 
@@ -92,7 +92,10 @@ def check(
         return
     if scenario is None:
         refuse("check needs a SCENARIO; `pirlab check --list` names them")
-        return
+    if scenario.endswith((".yaml", ".yml")):
+        if save or lines or state or fold:
+            refuse("--save, --lines, --state and --fold go with a SCENARIO, not with a config")
+        sys.exit(check_config(scenario, rule, bugs, memory, as_json=as_json))
     try:
         verdict = explore(
             scenario,
@@ -104,10 +107,8 @@ def check(
             verdict.counterexample.save(save)
     except (ValueError, TooManyStatesError) as error:
         refuse(str(error))
-        return
     except OSError as error:
         refuse(f"{save}: cannot be written: {error.strerror}")
-        return
     found = verdict.counterexample
     if as_json:
         print_json(verdict.to_json())
@@ -116,6 +117,39 @@ def check(
         if found:
             click.echo("\n" + render(found, lines=lines, state=state, fold=fold))
     sys.exit(0 if verdict.judgement.value == "holds" else EXIT_BROKEN)
+
+
+def check_config(
+    path: str, rule: str | None, bugs: tuple[str, ...], memory: str | None, *, as_json: bool
+) -> int:
+    """`check` of a live config: the scenario of each cell, each different one once.  Exit code."""
+    from emulator.checker import MemoryModel, TooManyStatesError, render
+    from emulator.checker import check as explore
+    from emulator.config import ConfigError, load_experiment
+    from emulator.live_scenario import NoScenarioError, scenario_of
+
+    told, code = [], 0
+    try:
+        for one in dict.fromkeys(scenario_of(cell) for cell in load_experiment(path).cells):
+            verdict = explore(
+                one.scenario,
+                rule=Notify(rule) if rule else None,
+                bugs=[Bug(bug) for bug in bugs],
+                memory=MemoryModel(memory) if memory else None,
+            )
+            code = code if verdict.judgement.value == "holds" else EXIT_BROKEN
+            told.append(one.to_json(verdict))
+            if not as_json:
+                click.echo(verdict.to_text())
+                for what in one.left_out:
+                    click.echo(f"left out: {what}")
+                shown = render(verdict.counterexample) + "\n" if verdict.counterexample else ""
+                click.echo(shown)
+    except (ConfigError, NoScenarioError, TooManyStatesError) as error:
+        refuse(str(error))
+    if as_json:
+        print_json({"schema": "pirlab-check-config/1", "config": path, "checks": told})
+    return code
 
 
 @click.command()
@@ -182,7 +216,6 @@ def replay(file: Path, lines: bool, state: bool, live: bool, rule: str | None) -
         result = replay_file(file)
     except CounterexampleError as error:
         refuse(str(error))
-        return
     steps = len(result.counterexample.steps)
     click.echo(render(result.counterexample, lines=lines, state=state))
     click.echo(f"\nreplayed: {steps} steps, every result the model's, and then {result.text}")

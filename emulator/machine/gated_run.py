@@ -38,6 +38,7 @@ from emulator.machine.memory import P_LIST, P_RUNG, V_SW_TIMER, Memory, Shape
 from emulator.machine.words import all_words
 
 RUN_DEADLINE_S: Final = 30.0  # for start-up, for the schedule, for the end: each
+PREFIX: Final = "pirlab-replay-"
 TICK_S: Final = 0.002
 RING_RECORDS: Final = 8  # nothing is recorded
 
@@ -85,7 +86,7 @@ class Processes:
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
-        self._runtime = runtime_root() / f"pirlab-{os.getuid()}-{secrets.token_hex(4)}"
+        self._runtime = runtime_root() / f"{PREFIX}{os.getuid()}-{secrets.token_hex(4)}"
         self._runtime.mkdir(mode=0o700)
         self._nursery = 0
         self._pids: dict[str, int] = {}

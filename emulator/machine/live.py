@@ -12,6 +12,7 @@ from time import monotonic_ns
 from typing import Final
 
 import msgpack
+from atomicshm import RELEASE
 
 from emulator.config.model import Cell
 from emulator.events import NO_VCPU, Event
@@ -79,7 +80,9 @@ class LiveCpu(Timers):
     # -- struct kvm_vcpu ---------------------------------------------------------------------------
 
     def store_mode(self, vcpu: int, mode: Mode) -> None:
-        self.words[vcpu].mode_store(mode)
+        # A plain store, which may wait in the store buffer: the default order would be an exchange,
+        # and the fence that follows it in vcpu_enter_guest() would prove nothing.
+        self.words[vcpu].mode_store(mode, RELEASE)
         if self.irqs_on:
             self._step()
 
