@@ -19,6 +19,7 @@ cluster is the text that the checker explores.
     events.py     the words: kinds of event and their 32 bytes
     session.py    one `pirlab run`; saved.py reads it again
     suite.py      golden cases over two real processes
+    live_replay.py, live_scenario.py   where checker and machine meet: a schedule on processes
     cli.py        the commands; proof.py has those that prove
 
 One interrupt walks through the rooms in a line:

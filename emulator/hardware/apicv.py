@@ -139,12 +139,19 @@ class VirtualApic:
             and not self.interrupt_window_exiting
         )
 
+    def ppr_and_evaluation(self) -> None:
+        """Both in one call: what VM entry and TPR virtualization end with."""
+        words = self.page.words
+        vtpr = words[VTPR >> 2]
+        svi_class = self.svi & 0xF0
+        vppr = words[VPPR >> 2] = vtpr & 0xFF if vtpr & 0xF0 >= svi_class else svi_class
+        self.recognised = self.rvi & 0xF0 > vppr & 0xF0 and not self.interrupt_window_exiting
+
     def tpr_virtualization(self) -> bool:
         """SDM 29.1.2, after a write of VTPR.  True: exit 43, TPR below threshold (VID = 0 only)."""
         if not self.virtual_interrupt_delivery:
             return self.page.words[VTPR >> 2] >> 4 & 15 < self.tpr_threshold & 15
-        self.ppr_virtualization()
-        self.evaluate()
+        self.ppr_and_evaluation()
         return False
 
     def eoi_virtualization(self) -> int | None:

@@ -125,8 +125,7 @@ class LogicalProcessor:
             vapic.rvi = vmcs.rvi
             vapic.svi = vmcs.svi
             vapic.eoi_exit_bitmap = vmcs.eoi_exit_bitmap
-            vapic.ppr_virtualization()
-            vapic.evaluate()
+            vapic.ppr_and_evaluation()
         if vmcs.entry_interruption_info & INFO_VALID:
             self._inject(vmcs)
         if vapic.virtual_interrupt_delivery:
