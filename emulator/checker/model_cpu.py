@@ -118,6 +118,50 @@ class ModelCpu(ModelHardware):
     def skip_emulated_instruction(self) -> None:
         pass
 
+    # -- APICv is never inhibited here: no scenario sets `kvm.apicv_inhibit_ns` -------------------
+
+    def apicv_inhibited(self) -> bool:
+        return False
+
+    def store_apicv_inhibited(self, inhibited: bool) -> None:
+        assert not inhibited, "no scenario inhibits APICv"
+
+    def apicv_active(self, vcpu: int) -> bool:
+        return True
+
+    def store_apicv_active(self, vcpu: int, active: bool) -> None:
+        assert active, "no scenario inhibits APICv"
+
+    def lapic_set_irr(self, vcpu: int, vector: int) -> NoReturn:
+        raise AssertionError("no scenario inhibits APICv")
+
+    def lapic_merge_irr(self, vcpu: int) -> None:
+        pass  # nobody has set anything
+
+    def refresh_apicv_exec_ctrl(self, vcpu: int, active: bool) -> NoReturn:
+        raise AssertionError("no scenario inhibits APICv")
+
+    def find_highest_visr(self, vcpu: int) -> NoReturn:
+        raise AssertionError("the model has no in-service register")
+
+    def clear_visr(self, vcpu: int, vector: int) -> NoReturn:
+        raise AssertionError("the model has no in-service register")
+
+    def set_svi(self, vector: int) -> NoReturn:
+        raise AssertionError("the model has no in-service register")
+
+    def inject_irq(self, vcpu: int, vector: int) -> NoReturn:
+        raise AssertionError("no scenario inhibits APICv")
+
+    def interrupt_injected(self, vcpu: int) -> bool:
+        return False
+
+    def enable_irq_window(self, vcpu: int) -> NoReturn:
+        raise AssertionError("no scenario inhibits APICv")
+
+    def disable_irq_window(self, vcpu: int) -> NoReturn:
+        raise AssertionError("no scenario inhibits APICv")
+
     # -- interrupts and preemption --------------------------------------------------------------
 
     def smp_processor_id(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import emulator.hardware.posted
 import emulator.hardware.senders
+import emulator.kvm.apicv
 import emulator.kvm.block
 import emulator.kvm.deliver
 import emulator.kvm.irq
@@ -32,6 +33,7 @@ PROTOCOL: tuple[ModuleType, ...] = (
     emulator.hardware.senders,
     emulator.kvm.wake,
     emulator.kvm.sync,
+    emulator.kvm.apicv,
     emulator.kvm.deliver,
     emulator.kvm.timer,
     emulator.kvm.irq,

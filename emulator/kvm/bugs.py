@@ -35,7 +35,7 @@ class Exhibit:
 
 
 _NESTED: Final = "nested VMX is not in this text"
-_APICV: Final = "APICv inhibition is not in this text"
+_APICV: Final = "APICv is never inhibited in the model; configs/apicv-inhibit shows it live"
 _AVIC: Final = "AMD AVIC is not in this text"
 
 HISTORY: Final = (
@@ -124,6 +124,7 @@ HISTORY: Final = (
         introduced="",
         commit="7e1901f6c86c, 37c4dbf337c5",
         invariant="I2",
+        switch=Bug.B11,
         why_not=_APICV,
     ),
     Exhibit(
@@ -196,7 +197,8 @@ HISTORY: Final = (
         introduced="",
         commit="b2849bec936b",
         invariant="I9",
-        why_not=f"{_APICV}, nor is the in-service register in the model",
+        switch=Bug.B20,
+        why_not="APICv is never inhibited in the model, nor has it an in-service register",
     ),
     Exhibit(
         id="B21",

@@ -112,6 +112,61 @@ class Cpu(hardware.Cpu, Protocol):
     @kind(Kind.LOOK)
     def skip_emulated_instruction(self) -> None: ...
 
+    # -- APICv that comes and goes: only where `kvm.apicv_inhibit_ns` is set ----------------------
+
+    @kind(Kind.LOAD)
+    def apicv_inhibited(self) -> bool:
+        """kvm->arch.apicv_inhibit_reasons != 0."""
+
+    @kind(Kind.STORE)
+    def store_apicv_inhibited(self, inhibited: bool) -> None: ...
+
+    @kind(Kind.LOAD)
+    def apicv_active(self, vcpu: int) -> bool:
+        """vcpu->arch.apic->apicv_active."""
+
+    @kind(Kind.STORE)
+    def store_apicv_active(self, vcpu: int, active: bool) -> None: ...
+
+    @kind(Kind.LOCKED)
+    def lapic_set_irr(self, vcpu: int, vector: int) -> bool:
+        """LOCK BTS of the software VIRR; the old bit.  Recorded as a POST."""
+
+    @kind(Kind.LOCKED)
+    def lapic_merge_irr(self, vcpu: int) -> None:
+        """Exchange the software VIRR with 0, OR it into VIRR.  The owner's; recorded as SYNC."""
+
+    @kind(Kind.LOOK)
+    def refresh_apicv_exec_ctrl(self, vcpu: int, active: bool) -> None:
+        """The VMCS' controls and MSR bitmap, with APICv or without; closes the window."""
+
+    @kind(Kind.LOOK)
+    def find_highest_visr(self, vcpu: int) -> int:
+        """The highest vector in VISR, -1 if none."""
+
+    @kind(Kind.LOOK)
+    def clear_visr(self, vcpu: int, vector: int) -> None:
+        """VISR[vector] := 0.  Recorded as EOI."""
+
+    @kind(Kind.LOOK)
+    def set_svi(self, vector: int) -> None:
+        """vmx_hwapic_isr_update(): SVI of the current VMCS; -1 stores 0."""
+
+    @kind(Kind.LOOK)
+    def inject_irq(self, vcpu: int, vector: int) -> None:
+        """VIRR to VISR, and into the VM-entry interruption information."""
+
+    @kind(Kind.LOOK)
+    def interrupt_injected(self, vcpu: int) -> bool:
+        """vcpu->arch.interrupt.injected: the next entry will inject a vector."""
+
+    @kind(Kind.LOOK)
+    def enable_irq_window(self, vcpu: int) -> None:
+        """Interrupt-window exiting := 1 in the VMCS."""
+
+    @kind(Kind.LOOK)
+    def disable_irq_window(self, vcpu: int) -> None: ...
+
     # -- interrupts and preemption of this pCPU --------------------------------------------------
 
     @kind(Kind.LOOK)

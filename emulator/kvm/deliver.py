@@ -26,6 +26,35 @@ from emulator.kvm.params import (
 from emulator.kvm.wake import kvm_vcpu_kick, kvm_vcpu_wake_up
 
 
+def vmx_deliver_interrupt(cpu: Cpu, vcpu: int, vector: int) -> None:
+    """Make `vector` pending for `vcpu`: every software sender's way in.  Kernel: vmx.c, same name.
+
+    Without APICv: VIRR, a request, a full kick.  The kernel sets the bit of VIRR itself; here VIRR
+    belongs to the vCPU's pCPU, so it is a bit of a software VIRR beside it, which the vCPU merges
+    (`sync.sync_under_inhibition`).  A sender that saw APICv active just before it went posts, and
+    the sync takes that up all the same.
+    """
+    if cpu.kvm.apicv_inhibit_ns:
+        active = cpu.apicv_active(vcpu)
+        if not active:
+            kvm_lapic_set_irr(cpu, vcpu, vector)
+            return
+    vmx_deliver_posted_interrupt(cpu, vcpu, vector)
+
+
+def kvm_lapic_set_irr(cpu: Cpu, vcpu: int, vector: int) -> None:
+    """The bit, then the request, then the kick: whoever sees the last sees the others."""
+    was = cpu.lapic_set_irr(vcpu, vector)
+    cpu.make_request(vcpu, KVM_REQ_EVENT)
+    woken = kvm_vcpu_kick(cpu, vcpu)
+    if was:
+        return
+    if woken:
+        cpu.trace(WAKE, vcpu, vector)
+    else:
+        cpu.trace(NOT_BLOCKED, vcpu, vector)
+
+
 def vmx_deliver_posted_interrupt(cpu: Cpu, vcpu: int, vector: int) -> None:
     """Post `vector` to `vcpu`, then notify, elide or wake.  Kernel: vmx.c, same name."""
     if SEND_REVERSED in cpu.kvm.bugs:

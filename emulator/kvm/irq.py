@@ -14,7 +14,7 @@ from emulator.hardware.vectors import (
     RESCHEDULE_VECTOR,
 )
 from emulator.kvm.cpu import Cpu
-from emulator.kvm.deliver import vmx_deliver_posted_interrupt
+from emulator.kvm.deliver import vmx_deliver_interrupt
 from emulator.kvm.timer import apic_timer_expired
 from emulator.kvm.wake import kvm_vcpu_wake_up
 
@@ -58,8 +58,8 @@ def vfio_msihandler(cpu: Cpu, vector: int) -> None:
     """A device in remapped mode: its interrupt is the host's, whose handler posts.
 
     vfio_msihandler() -> eventfd_signal() -> irqfd_wakeup() -> kvm_arch_set_irq_inatomic() ->
-    vmx_deliver_posted_interrupt(), all in hard-interrupt context: the sender of the lost wake-up.
+    vmx_deliver_interrupt(), all in hard-interrupt context: the sender of the lost wake-up.
     """
     vcpu, guest_vector = cpu.irqfd(vector)
     if vcpu >= 0:
-        vmx_deliver_posted_interrupt(cpu, vcpu, guest_vector)
+        vmx_deliver_interrupt(cpu, vcpu, guest_vector)

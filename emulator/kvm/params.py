@@ -111,8 +111,10 @@ class Bug(Enum):
     B08 = "B08"  # until 8b306e2f3c41, 31afb2ea2b10
     B09 = "B09"  # until a2486020a82e
     B10 = "B10"  # until 53b7ca1a3593
+    B11 = "B11"  # until 7e1901f6c86c, 37c4dbf337c5
     B12 = "B12"  # until cfb0e1306a37
     B16 = "B16"  # until 1831fa44df74
+    B20 = "B20"  # until b2849bec936b
 
     SEND_REVERSED = "send-reversed"
     MODE_BEFORE_ON = "mode-before-on"
@@ -152,6 +154,8 @@ class Kvm:
     # Module parameter pi_inject_timer (0c5f81dad46c).  The guest halts without exits, as
     # kvm_can_post_timer_interrupt() demands, and a housekeeping pCPU counts.
     exitless_timer: bool = False
+    # APICv is inhibited for this long, then active for as long, and so on; 0: always active.
+    apicv_inhibit_ns: int = 0
     senders: Senders = Senders.NONE
     sched_slice_ns: int = 3_000_000  # of vCPUs that share a pCPU (CFS: sched_min_granularity)
     bugs: frozenset[Bug] = frozenset()
@@ -196,8 +200,10 @@ B06: Final = Bug.B06
 B08: Final = Bug.B08
 B09: Final = Bug.B09
 B10: Final = Bug.B10
+B11: Final = Bug.B11
 B12: Final = Bug.B12
 B16: Final = Bug.B16
+B20: Final = Bug.B20
 SEND_REVERSED: Final = Bug.SEND_REVERSED
 MODE_BEFORE_ON: Final = Bug.MODE_BEFORE_ON
 NO_GATE: Final = Bug.NO_GATE

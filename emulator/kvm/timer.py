@@ -10,7 +10,7 @@ Kernel: arch/x86/kvm/lapic.c.
 
 from emulator.hardware.vectors import IN_GUEST_MODE
 from emulator.kvm.cpu import Cpu
-from emulator.kvm.deliver import vmx_deliver_posted_interrupt
+from emulator.kvm.deliver import vmx_deliver_interrupt
 from emulator.kvm.params import KVM_REQ_UNBLOCK, TIMER_PREEMPTION, Kvm
 from emulator.kvm.wake import kvm_vcpu_kick
 
@@ -92,7 +92,7 @@ def kvm_apic_inject_pending_timer_irqs(cpu: Cpu, vcpu: int) -> None:
     """kvm_apic_local_deliver(APIC_LVTT), and the deadline is spent.  Kernel: same name."""
     vector = cpu.lvtt_vector(vcpu)
     cpu.set_tscdeadline(vcpu, 0)
-    vmx_deliver_posted_interrupt(cpu, vcpu, vector)
+    vmx_deliver_interrupt(cpu, vcpu, vector)
 
 
 def kvm_inject_pending_timer_irqs(cpu: Cpu, vcpu: int) -> None:

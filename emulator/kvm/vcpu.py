@@ -9,17 +9,21 @@ from emulator.hardware.posted import run_guest
 from emulator.hardware.vectors import (
     EXIT_REASON_EXTERNAL_INTERRUPT,
     EXIT_REASON_HLT,
+    EXIT_REASON_INTERRUPT_WINDOW,
     EXIT_REASON_MSR_WRITE,
     EXIT_REASON_PREEMPTION_TIMER,
     EXITING_GUEST_MODE,
     IN_GUEST_MODE,
     MSR_TSC_DEADLINE,
+    MSR_X2APIC_EOI,
     MSR_X2APIC_ICR,
+    MSR_X2APIC_SELF_IPI,
     OUTSIDE_GUEST_MODE,
 )
+from emulator.kvm.apicv import handle_interrupt_window, kvm_lapic_set_eoi, kvm_service_requests
 from emulator.kvm.block import kvm_vcpu_halt
 from emulator.kvm.cpu import Cpu
-from emulator.kvm.deliver import vmx_deliver_posted_interrupt
+from emulator.kvm.deliver import vmx_deliver_interrupt
 from emulator.kvm.irq import do_irq
 from emulator.kvm.params import (
     B03,
@@ -73,7 +77,10 @@ def vcpu_run(cpu: Cpu, vcpu: int) -> None:
 def vcpu_enter_guest(cpu: Cpu, vcpu: int) -> None:
     """One pass: requests, the guarded entry, the guest and its fastpaths, the exit handlers."""
     if cpu.request_pending(vcpu):
-        cpu.check_request(vcpu, KVM_REQ_EVENT)
+        if cpu.kvm.apicv_inhibit_ns:
+            kvm_service_requests(cpu, vcpu)
+        else:
+            cpu.check_request(vcpu, KVM_REQ_EVENT)
     cpu.preempt_disable()
     if cpu.kvm.entry_order is ENTRY_ORDER_2013:
         prepare_entry_2013(cpu, vcpu)
@@ -207,7 +214,7 @@ def kvm_x2apic_icr_write(cpu: Cpu, icr: int) -> None:
 
     The APIC id is the vCPU's number in this model.
     """
-    vmx_deliver_posted_interrupt(cpu, icr >> 32, icr & 0xFF)
+    vmx_deliver_interrupt(cpu, icr >> 32, icr & 0xFF)
 
 
 def vmx_handle_exit(cpu: Cpu, vcpu: int, reason: int) -> None:
@@ -218,6 +225,8 @@ def vmx_handle_exit(cpu: Cpu, vcpu: int, reason: int) -> None:
         kvm_emulate_wrmsr(cpu, vcpu)
     elif reason == EXIT_REASON_PREEMPTION_TIMER:
         kvm_lapic_expired_hv_timer(cpu, vcpu)
+    elif reason == EXIT_REASON_INTERRUPT_WINDOW:
+        handle_interrupt_window(cpu, vcpu)
 
 
 def kvm_emulate_wrmsr(cpu: Cpu, vcpu: int) -> None:
@@ -225,6 +234,10 @@ def kvm_emulate_wrmsr(cpu: Cpu, vcpu: int) -> None:
     msr, value = cpu.exit_msr()
     if msr == MSR_X2APIC_ICR:
         kvm_x2apic_icr_write(cpu, value)
+    elif msr == MSR_X2APIC_EOI:  # this and the next are intercepted while APICv is not active
+        kvm_lapic_set_eoi(cpu, vcpu)
+    elif msr == MSR_X2APIC_SELF_IPI:
+        vmx_deliver_interrupt(cpu, vcpu, value)
     else:
         kvm_set_lapic_tscdeadline_msr(cpu, vcpu, value)
     cpu.skip_emulated_instruction()

@@ -44,6 +44,7 @@ from emulator.machine.fabric import (
     Fabric,
 )
 from emulator.machine.host import RUNTIME_PREFIX, check_host, runtime_root, traffic
+from emulator.machine.inhibitor import Inhibitor
 from emulator.machine.memory import (
     H_T0,
     P_ARRIVED,
@@ -189,12 +190,17 @@ class Cluster:
         end = result.measure_from_ns + cell.run.duration_ns
         result.started_s = time.time() + (result.measure_from_ns - monotonic_ns()) * 1e-9
         total = end - start
+        assert self._fabric is not None
+        inhibits = cell.kvm.apicv_inhibit_ns
+        inhibitor = Inhibitor(self._memory, self._fabric, cell, start) if inhibits else None
         while (now := monotonic_ns()) < end and not result.losses:
             fraction = max(0.0, (now - start) / total)
             self._progress(
                 "warm-up" if now < result.measure_from_ns else "load", fraction, self.events
             )
             self._tick()
+            if inhibitor is not None:
+                inhibitor.look()
             self._lose(self._watchdog.look())
         self.finish("complete")
 
@@ -389,7 +395,7 @@ class Cluster:
             control = words.desc.control()
             vcpus.append(
                 {
-                    "pir_pending": bits(words.desc.pir()),
+                    "pir_pending": bits(memory.announced(vcpu)),
                     "virr_pending": bits(memory.virr(vcpu)),
                     "on": control & 1,
                     "sn": control >> 1 & 1,

@@ -9,7 +9,12 @@ from dataclasses import replace
 from typing import Final
 
 from emulator.config.model import Cell, Load
-from emulator.hardware.vectors import MSR_TSC_DEADLINE, MSR_X2APIC_ICR
+from emulator.hardware.vectors import (
+    MSR_TSC_DEADLINE,
+    MSR_X2APIC_EOI,
+    MSR_X2APIC_ICR,
+    MSR_X2APIC_SELF_IPI,
+)
 from emulator.hardware.vmcs import Controls
 from emulator.kvm.params import Kvm
 
@@ -30,6 +35,23 @@ APICV: Final = Controls(
 def kvm_controls(kvm: Kvm) -> Controls:
     """`APICV` under these axes: kvm_hlt_in_guest() and enable_ipiv."""
     return replace(APICV, hlt_exiting=not kvm.exitless_timer, ipi_virtualization=kvm.enable_ipiv)
+
+
+def without_apicv(controls: Controls) -> Controls:
+    """The same while APICv is inhibited.  Kernel: vmx_refresh_apicv_exec_ctrl()."""
+    return replace(
+        controls,
+        process_posted_interrupts=False,
+        apic_register_virtualization=False,
+        virtual_interrupt_delivery=False,
+        ipi_virtualization=False,
+    )
+
+
+MSRS_WITHOUT_APICV: Final = frozenset(
+    {MSR_TSC_DEADLINE, MSR_X2APIC_ICR, MSR_X2APIC_EOI, MSR_X2APIC_SELF_IPI}
+)
+"""Whose WRMSR exits while APICv is inhibited."""
 
 
 def intercepted_msrs(kvm: Kvm) -> frozenset[int]:

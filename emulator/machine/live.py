@@ -360,11 +360,15 @@ class LiveCpu(Timers):
             saved = bytes(self.memory.buffer[base + 4 : base + 4 + size])
             guest, vmcs, self._poll_window[vcpu] = msgpack.unpackb(saved)
             self.guests[vcpu].restore(guest)
-            self.vmcs[vcpu].rvi, self.vmcs[vcpu].svi, flag, shadow, activity = vmcs
-            state = self.vmcs[vcpu].guest
+            loaded = self.vmcs[vcpu]
+            loaded.rvi, loaded.svi, loaded.entry_interruption_info, flag, shadow, activity = vmcs
+            state = loaded.guest
             state.interrupt_flag, state.interruptibility = flag, shadow
             state.activity = Activity(activity)
             self.words[vcpu].page.read_back()
+            if self.inhibits:
+                self.refresh_apicv_exec_ctrl(vcpu, self.apicv_active(vcpu))
+                self.words[vcpu].requests.fetch_or(Request.EVENT)  # its window stayed behind
 
     def hand_over(self, vcpu: int) -> None:
         """Leave a vCPU where another pCPU can take it over."""
@@ -376,8 +380,8 @@ class LiveCpu(Timers):
         saved = msgpack.packb(
             (
                 self.guests[vcpu].save(),
-                (vmcs.rvi, vmcs.svi, state.interrupt_flag, state.interruptibility,
-                 int(state.activity)),
+                (vmcs.rvi, vmcs.svi, vmcs.entry_interruption_info, state.interrupt_flag,
+                 state.interruptibility, int(state.activity)),
                 self._poll_window.get(vcpu, 0),
             )
         )  # fmt: skip

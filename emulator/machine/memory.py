@@ -38,6 +38,7 @@ H_MAGIC, H_PCPUS, H_VCPUS, H_DEVICES, H_RING = 0, 8, 16, 24, 32
 H_PHASE: Final = 64
 H_T0: Final = 128  # CLOCK_MONOTONIC ns at which load due times start
 H_TICKET: Final = 192
+H_APICV_INHIBITED: Final = 256  # 1 while the host's VMs may not use APICv
 
 # per pCPU
 P_RUNG: Final = 0  # vectors sent to this pCPU: written by senders before they send
@@ -67,13 +68,16 @@ V_HOME: Final = 164  # the pCPU that has its stack
 V_CLAIM: Final = 168  # who may run the thread, if it floats: see `scheduler`
 V_FINISHED: Final = 172  # 1: the thread has ended
 V_TIMER_LOAD: Final = 176  # the load that the guest's TSC deadline is for
+V_APICV_OFF: Final = 180  # 1: !apicv_active, see `inhibition`
 V_TSCDEADLINE: Final = 192
 V_SCHED_INS: Final = 200  # times loaded
 V_HARVESTS: Final = 208  # times PIR has been taken: the watchdog's sign of life
 V_SW_TIMER: Final = 216  # its deadline on the housekeeping pCPU, see `housekeeping`
 V_GUEST_WORD: Final = 224  # a word of guest memory, that its other vCPUs may read
 V_HV_DEADLINE: Final = 232  # the preemption timer of a vCPU that is on no pCPU, 0 = off
+V_MERGES: Final = 240  # times the software VIRR has been merged, likewise
 V_VIRR: Final = 256  # 32 bytes VIRR, 32 bytes VISR: what SharedApicPage.write_back() wrote
+V_SOFT_VIRR: Final = 320  # 32 bytes: set by senders while APICv is off, merged by the owner
 
 V_SAVE: Final = 512  # its guest, while it is on no pCPU: see LiveCpu.hand_over()
 V_SAVE_BYTES: Final = 3584
@@ -275,6 +279,16 @@ class Memory:
         """A vCPU's VIRR as last written back, 256 bits."""
         at = self.vcpu(vcpu, V_VIRR)
         return int.from_bytes(self.buffer[at : at + 32], "little")
+
+    def announced(self, vcpu: int) -> int:
+        """PIR and the software VIRR: what was posted and not yet merged into VIRR, 256 bits.
+
+        A look, not atomic across words.
+        """
+        pir, soft = self.vcpu(vcpu, 0), self.vcpu(vcpu, V_SOFT_VIRR)
+        return int.from_bytes(self.buffer[pir : pir + 32], "little") | int.from_bytes(
+            self.buffer[soft : soft + 32], "little"
+        )
 
     def phase(self) -> int:
         return self.view.load_u32(H_PHASE)

@@ -34,7 +34,7 @@ from emulator.machine.memory import H_T0, P_ARRIVED, P_RUNG, PHASE_LOAD, Memory
 from emulator.machine.recorder import Recorder
 
 PING_DEADLINE_NS: Final = 2_000_000_000
-BUSY_NS: Final = 18_000  # what this code takes from an arrival to the answer, and from a send to PAUSE
+BUSY_NS: Final = 18_000  # from an arrival to the answer, and from a send to the next PAUSE
 MSR_OF_VIA: Final = {
     Via.TSC_DEADLINE: 0,
     Via.ICR: MSR_X2APIC_ICR,

@@ -80,9 +80,10 @@ class Processor:
         "_controls", "_entry_ts", "_guest_step", "_ids", "_publish_harvests", "_rung",
         "_store_arrived", "_store_busy", "_straight_back", "alarm", "arrived", "cause", "cell",
         "current", "fabric", "fastpath_reenter", "guest", "guests", "harvests", "housekeeping",
-        "hv_deadline", "irqs_on", "lapic", "last_exits", "loaded", "lp", "memory", "note", "page",
-        "pcpu", "pending", "published", "recorder", "remote_timers", "resched", "running",
-        "slice_end", "stats", "stopping", "sw_timers", "syncs_off", "syncs_on", "vmcs", "words",
+        "hv_deadline", "inhibits", "irqs_on", "lapic", "last_exits", "loaded", "lp", "memory",
+        "note", "page", "pcpu", "pending", "published", "recorder", "remote_timers", "resched",
+        "running", "slice_end", "stats", "stopping", "sw_timers", "syncs_off", "syncs_on", "vmcs",
+        "words",
     )  # fmt: skip
 
     def __init__(
@@ -118,6 +119,7 @@ class Processor:
         self.resched = False  # TIF_NEED_RESCHED
         self.sw_timers: dict[int, int] = {}  # hrtimers of this pCPU: vCPU -> deadline ns
         self._controls = kvm_controls(cell.kvm)
+        self.inhibits = cell.kvm.apicv_inhibit_ns != 0
         self.remote_timers = RemoteTimers(memory)
         self.housekeeping = cell.housekeeping == pcpu  # exitless timers count here
         self.pending: dict[int, Meta] = {}
@@ -374,10 +376,14 @@ class Processor:
 
     def on_self_ipi(self, vector: int, load: int, due: int) -> None:
         assert self.page is not None
+        if self.inhibits and not self.lp.controls.virtual_interrupt_delivery:
+            return  # the write exits, and is a post
         was = self.page.virr >> vector & 1
         self.note((monotonic_ns(), due, was, SELF_IPI, vector, self.pcpu, self.current, load))
 
     def on_eoi(self, vector: int) -> None:
+        if self.inhibits and not self.lp.controls.virtual_interrupt_delivery:
+            return  # the write exits: recorded by `clear_visr`
         self.note((monotonic_ns(), 0, 0, EOI, vector, self.pcpu, self.current, 0))
 
     def interrupt(self, vector: int) -> None:

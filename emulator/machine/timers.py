@@ -10,14 +10,14 @@ from typing import Final
 from emulator.events import Event
 from emulator.kvm.block import next_halt_poll_ns
 from emulator.kvm.params import Kvm
-from emulator.machine.descriptors import Descriptors
+from emulator.machine.inhibition import Inhibition
 from emulator.machine.stats import Stat
 
 HALT: Final = int(Event.HALT)
 HALT_POLL: Final = int(Event.HALT_POLL)
 
 
-class Timers(Descriptors):
+class Timers(Inhibition):
     """Preemption timers, hrtimers and polling windows of one pCPU."""
 
     __slots__ = (

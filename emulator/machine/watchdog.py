@@ -12,7 +12,7 @@ from time import monotonic_ns
 from emulator.config.model import Cell
 from emulator.events import LAUNCHER, RECORD, Event
 from emulator.kvm.params import TaskState
-from emulator.machine.memory import P_ARRIVED, P_BUSY, P_RUNG, V_HARVESTS, Memory
+from emulator.machine.memory import P_ARRIVED, P_BUSY, P_RUNG, V_HARVESTS, V_MERGES, Memory
 from emulator.machine.words import all_words
 
 
@@ -60,9 +60,8 @@ class Watchdog:
         return words.waiter.load() != 0 and words.task_state.load() == TaskState.SLEEPING
 
     def pending(self, vcpu: int) -> int:
-        """PIR | VIRR, 256 bits."""
-        words = self._words[vcpu]
-        return words.desc.pir() | self._memory.virr(vcpu)
+        """PIR | software VIRR | VIRR, 256 bits."""
+        return self._memory.announced(vcpu) | self._memory.virr(vcpu)
 
     def _stuck(self, limit_ns: int) -> list[Loss]:
         now = monotonic_ns()
@@ -76,10 +75,11 @@ class Watchdog:
     def _waiting_since(self, vcpu: int, now: int) -> int:
         """Since when this vCPU has had work that it has not taken; 0: it has none."""
         load = self._memory.view.load_u64
-        if not (self._words[vcpu].desc.pir() or (self.asleep(vcpu) and self._memory.virr(vcpu))):
+        pir, announced = self._words[vcpu].desc.pir(), self._memory.announced(vcpu)
+        if not (announced or (self.asleep(vcpu) and self._memory.virr(vcpu))):
             self._since.pop(vcpu, None)
             return 0
-        life = load(self._memory.vcpu(vcpu, V_HARVESTS))
+        life = load(self._memory.vcpu(vcpu, V_HARVESTS if pir else V_MERGES))
         known = self._since.get(vcpu)
         if known is None or known[0] != life:
             self._since[vcpu] = (life, now)
