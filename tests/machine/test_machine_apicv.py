@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import run_json
+from live_runs import run_json
 
 from emulator.kvm.apicv import kvm_vcpu_update_apicv
 from emulator.kvm.params import Bug, Kvm

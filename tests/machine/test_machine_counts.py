@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import run_json
+from live_runs import run_json
 
 COUNT = 100
 ONE = ("matrix={}", "expect=[]", "run.warmup=0ms", "run.for=500ms")

@@ -1,7 +1,7 @@
 """Runs on real processes: what is counted, never how long it took."""
 
 import pytest
-from conftest import run_json
+from live_runs import run_json
 
 from emulator.events import Event
 from emulator.measure.records import read_events

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, alive, children_of, pirlab, wait_for
+from live_runs import CONFIGS, alive, children_of, pirlab, wait_for
 
 from emulator.machine.errors import HostError, RunBroken
 from emulator.machine.fabric import bind
