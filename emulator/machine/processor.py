@@ -129,10 +129,9 @@ class Processor:
         self._store_busy = memory.u64(memory.pcpu(pcpu, P_BUSY)).store
         self.arrived = arrived
         self._ids = pcpu << 40
-        self.harvests = 0
         self._publish_harvests: Callable[[int], None]
         self._guest_step: Callable[[], Outcome]
-        self.syncs_on = self.syncs_off = self.fastpath_reenter = 0
+        self.harvests = self.syncs_on = self.syncs_off = self.fastpath_reenter = 0
         self._entry_ts = 0
         self.last_exits: dict[int, tuple[int, int]] = {}  # vCPU -> (when, why), not yet recorded
         self._straight_back = False
