@@ -146,6 +146,10 @@ class LiveCpu(Timers):
         if vcpu < 0 and self.running >= 0:
             self.words[self.running].hv_deadline.store(self.hv_deadline)
             self.hv_deadline = 0
+            # The next flush() is for the vCPU that runs then: leave this one's state behind now.
+            assert self.page is not None
+            self.page.write_back()
+            self._publish_harvests(self.harvests)
         self.running = vcpu
         if vcpu >= 0:
             self.current = vcpu
