@@ -10,18 +10,28 @@ where they are.
 from time import monotonic_ns
 from typing import Any
 
+from emulator.config.model import Cell, Via
 from emulator.events import Event
 from emulator.hardware.vectors import POSTED_INTR_VECTOR
-from emulator.kvm.params import EntryOrder, Kvm
+from emulator.kvm.params import EntryOrder
 from emulator.machine.live import LiveCpu
 from emulator.machine.memory import P_POSTING
 
 LOST = int(Event.LOST)
 
 
-def wants_audit(kvm: Kvm, *, hardware_senders: bool) -> bool:
-    """Is there anything to watch for, and can it be told?"""
-    return not hardware_senders and bool(kvm.bugs or kvm.entry_order is EntryOrder.V2013)
+def wants_audit(cell: Cell) -> bool:
+    """Is there anything to watch for, and can it be told?
+
+    Not where vCPUs share a pCPU either: a sender may be preempted between PIR and its decision, and
+    the pCPU's word then says nothing of it.
+    """
+    kvm = cell.kvm
+    if not kvm.bugs and kvm.entry_order is not EntryOrder.V2013:
+        return False
+    homes = [vcpu.pcpu for vcpu in cell.vcpus]
+    shared = len(set(homes)) < len(homes) or any(vcpu.floats for vcpu in cell.vcpus)
+    return not shared and not any(load.via is Via.VT_D for load in cell.loads)
 
 
 class AuditedCpu(LiveCpu):

@@ -158,9 +158,7 @@ class Pcpu:
     def _run(self) -> None:
         """Be a physical CPU until the launcher stops it."""
         recorder = self._recorder = Recorder(self._memory, self._pcpu)
-        hardware_senders = any(load.via is Via.VT_D for load in self._cell.loads)
-        audited = wants_audit(self._cell.kvm, hardware_senders=hardware_senders)
-        cpu = (AuditedCpu if audited else LiveCpu)(
+        cpu = (AuditedCpu if wants_audit(self._cell) else LiveCpu)(
             self._memory, self._fabric, self._cell, self._pcpu, recorder, self._arrived,
             self._guest, vcpu_thread,
         )  # fmt: skip

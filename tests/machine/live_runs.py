@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RUN_DEADLINE_S = 60.0
+RUN_DEADLINE_S = 100.0
 
 
 def pirlab(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:

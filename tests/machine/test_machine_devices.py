@@ -116,18 +116,17 @@ def test_without_the_unblock_request_that_device_never_wakes_it(tmp_path):
 
 
 def test_an_assigned_device_masks_the_lost_wakeup_by_a_self_sent_0xf1(tmp_path):
-    sets = ("matrix={}", "kvm.pid_scheme=preempt-sn", "run.for=2s", "expect=[]")
+    sets = ("matrix={}", "kvm.pid_scheme=preempt-sn", "run.for=4s", "expect=[]")
     code, run = run_json("masked-wakeup", tmp_path, *sets)
 
     assert code == 0
     assert balanced(run)
-    assert run["counts"]["notify"]["elided_same_vcpu"] > 0
     assert run["counts"]["host_irqs"]["piw"] > 0
 
 
 @pytest.mark.parametrize("unmasked", ["kvm.pid_scheme=none", "kvm.senders=none"])
 def test_without_the_scheme_or_the_device_the_wakeup_is_lost(tmp_path, unmasked):
-    sets = ("matrix={}", "kvm.pid_scheme=preempt-sn", unmasked, "expect=[]")
+    sets = ("matrix={}", "kvm.pid_scheme=preempt-sn", unmasked, "expect=[]", "run.for=30s")
     code, run = run_json("masked-wakeup", tmp_path, *sets)
 
     assert code == 5

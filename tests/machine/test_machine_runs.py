@@ -51,7 +51,7 @@ def test_only_the_patched_rule_sends_no_notification_to_itself_and_delivers_all_
 
 
 def test_the_reverted_rule_loses_a_wakeup_and_the_watchdog_says_so(tmp_path):
-    code, run = run_json("lost-wakeup", tmp_path, "kvm.rule=kvm-v5.8")
+    code, run = run_json("lost-wakeup", tmp_path, "kvm.rule=kvm-v5.8", "run.for=30s")
 
     lost = [v for v in run["violations"] if v["invariant"] == "lost-wakeup"]
     assert code == 5
@@ -72,7 +72,7 @@ def test_every_other_rule_wakes_the_sleeper(tmp_path, rule):
 
 
 def test_a_foreseen_violation_leaves_a_matrix_runs_code_alone(tmp_path):
-    code, whole = run_json("lost-wakeup", tmp_path, "matrix={kvm.rule: [kvm-v5.8]}")
+    code, whole = run_json("lost-wakeup", tmp_path, "matrix={kvm.rule: [kvm-v5.8]}", "run.for=30s")
 
     assert code == 0
     assert [cell["verdict"] for cell in whole["cells"]] == ["violated"]
