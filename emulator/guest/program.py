@@ -133,11 +133,12 @@ class Platform(Protocol):
 class Guest:
     """One vCPU's guest: a program, where it stands in it, and its workload.
 
+    `code[pc]` is the next instruction: (what executes it, its operand).
     After a `send` or `arm` that exits, `cause` says which load the write was for: (load, due ns).
     """
 
     __slots__ = (
-        "_armed_load", "_execute", "_icr", "_sent", "armed", "cause", "frames", "msr", "pc",
+        "_armed_load", "_icr", "_irq", "_sent", "armed", "cause", "code", "frames", "msr", "pc",
         "platform", "processor", "program", "timer_vector", "workload",
     )  # fmt: skip
 
@@ -149,6 +150,7 @@ class Guest:
         self.processor = processor
         self.platform = platform
         self.timer_vector = workload.timer_vector
+        self._irq = program.irq
         self.pc = 0
         self.frames: list[int] = []
         self.armed = 0
@@ -160,18 +162,18 @@ class Guest:
         bound: dict[Op, Callable[[int], Outcome]] = {
             op: getattr(self, f"_{op.name.lower()}") for op in Op
         }
-        self._execute = [(bound[insn.op], insn.target) for insn in program.code]
+        self.code = [(bound[insn.op], insn.target) for insn in program.code]
 
     def step(self) -> Outcome:
         """Execute one instruction."""
-        execute, target = self._execute[self.pc]
+        execute, target = self.code[self.pc]
         return execute(target)
 
     def interrupt(self, vector: int) -> None:
         """The IDT: push a frame, go to the handler (`hardware/vmx.Idt`)."""
         self.frames.append(self.pc)
         if vector != self.timer_vector:
-            self.pc = self.program.irq
+            self.pc = self._irq
             return
         self.pc = self.program.timer
         self.workload.timer_fired(self._armed_load)
