@@ -19,9 +19,10 @@ Interrupts enter at the label `timer` for the APIC timer's vector, at `irq` for 
 Before: `hardware/vmx` delivers.  Next: an exit, or the next instruction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from types import MethodType
 from typing import Any, Final, NamedTuple, Protocol
 
 from emulator.guest.workload import Workload
@@ -159,10 +160,14 @@ class Guest:
         self._icr = 0
         self._sent = 0
         self.cause = (0, 0)
-        bound: dict[Op, Callable[[int], Outcome]] = {
-            op: getattr(self, f"_{op.name.lower()}") for op in Op
-        }
-        self.code = [(bound[insn.op], insn.target) for insn in program.code]
+        self.code: list[tuple[Callable[[int], Outcome], int]]
+        self.execute_by(INSTRUCTIONS)
+
+    def execute_by(self, instructions: "Instructions") -> None:
+        """Execute each instruction by one of these: INSTRUCTIONS, or the same text linked."""
+        self.code = [
+            (MethodType(instructions[insn.op], self), insn.target) for insn in self.program.code
+        ]
 
     def step(self) -> Outcome:
         """Execute one instruction."""
@@ -223,16 +228,16 @@ class Guest:
         self._sent += 1
         if self.msr == MSR_X2APIC_SELF_IPI:
             self.platform.on_self_ipi(self._icr, *self.cause)
-        return self._advance(instructions.wrmsr(self.processor, self.msr, self._icr))
+        return self.advance(instructions.wrmsr(self.processor, self.msr, self._icr))
 
     def _arm(self, _target: int) -> Outcome:
         deadline, load = self.workload.next_deadline(halts=self.program.halts)
         if deadline == self.armed:
-            return self._advance(None)
+            return self.advance(None)
         self.armed = deadline
         self._armed_load = load
         self.cause = (load, deadline)
-        return self._advance(instructions.wrmsr(self.processor, MSR_TSC_DEADLINE, deadline))
+        return self.advance(instructions.wrmsr(self.processor, MSR_TSC_DEADLINE, deadline))
 
     def _due(self, target: int) -> Outcome:
         deadline, _ = self.workload.next_deadline(halts=self.program.halts)
@@ -245,7 +250,7 @@ class Guest:
 
     def _ack(self, _target: int) -> Outcome:
         self.platform.count_up()
-        return self._advance(instructions.nop(self.processor))
+        return self.advance(instructions.nop(self.processor))
 
     def _ready(self, target: int) -> Outcome:
         self.processor.guest.interruptibility = 0
@@ -269,33 +274,37 @@ class Guest:
 
     def _pause(self, _target: int) -> Outcome:
         self.platform.pause()
-        return self._advance(instructions.nop(self.processor))
+        return self.advance(instructions.nop(self.processor))
 
     def _nop(self, _target: int) -> Outcome:
-        return self._advance(instructions.nop(self.processor))
+        return self.advance(instructions.nop(self.processor))
 
     def _cli(self, _target: int) -> Outcome:
-        return self._advance(instructions.cli(self.processor))
+        return self.advance(instructions.cli(self.processor))
 
     def _sti(self, _target: int) -> Outcome:
-        return self._advance(instructions.sti(self.processor))
+        return self.advance(instructions.sti(self.processor))
 
     def _hlt(self, _target: int) -> Outcome:
-        return self._advance(instructions.hlt(self.processor))
+        return self.advance(instructions.hlt(self.processor))
 
     def _eoi(self, _target: int) -> Outcome:
         self.platform.on_eoi(self.processor.vapic.svi)
-        return self._advance(instructions.eoi(self.processor))
+        return self.advance(instructions.eoi(self.processor))
 
     def _iret(self, _target: int) -> Outcome:
         self.pc = self.frames.pop()
         return instructions.iret(self.processor)
 
     def _vmcall(self, _target: int) -> Outcome:
-        return self._advance(instructions.vmcall(self.processor))
+        return self.advance(instructions.vmcall(self.processor))
 
-    def _advance(self, outcome: Outcome) -> Outcome:
+    def advance(self, outcome: Outcome) -> Outcome:
         """RIP moves on unless the instruction exited: then the VMM moves it."""
         if outcome is None:
             self.pc += 1
         return outcome
+
+
+Instructions = Mapping[Op, Callable[[Guest, int], Outcome]]
+INSTRUCTIONS: Final[Instructions] = {op: getattr(Guest, f"_{op.name.lower()}") for op in Op}

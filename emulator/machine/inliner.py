@@ -12,20 +12,28 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from emulator.hardware.apicv import VirtualApic
 from emulator.hardware.lapic import LocalApic
 from emulator.hardware.vmx import LogicalProcessor
 from emulator.kvm.params import Kvm
 from emulator.machine.memory import PiDesc, SharedApicPage
+from emulator.machine.syntax import (
+    Replace,
+    at,
+    first_call,
+    instance,
+    is_chain,
+    without_returns,
+)
 
 if TYPE_CHECKING:
     from emulator.machine.linker import Linker
 
 SIZE_MAX: Final = 1500  # nodes of a body that is inlined
-_TEXT: Final = ("emulator.kvm.", "emulator.hardware.posted")
+_TEXT: Final = ("emulator.kvm.", "emulator.hardware.")
 _COMPARE: Final[dict[type[ast.cmpop], Callable[[Any, Any], bool]]] = {
     ast.Is: lambda a, b: a is b,
     ast.IsNot: lambda a, b: a is not b,
@@ -42,9 +50,9 @@ _TYPES: Final[dict[str, type]] = {
     "lapic": LocalApic,
     "page": SharedApicPage,
     "desc": PiDesc,
+    "p": LogicalProcessor,
+    "processor": LogicalProcessor,
 }
-
-_Node = TypeVar("_Node", bound=ast.AST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +142,19 @@ class Scope(ast.NodeTransformer):
         """While the first thing that `expression` does is a call that can be inlined: inline it."""
         before: list[ast.stmt] = []
         while True:
-            call = _first_call(expression)
+            call = first_call(expression)
             inlined = call and self._inline(call)
             if not call or not inlined:
                 return before, expression
             before += inlined[0]
-            expression = _Replace(call, inlined[1]).visit(expression)
+            expression = Replace(call, inlined[1]).visit(expression)
 
     def _inline(self, call: ast.Call) -> tuple[list[ast.stmt], ast.expr] | None:
         """The statements that take the place of `call`, and the expression that is its value."""
         callee = self._callee(call)
-        if callee is None or call.keywords or callee.nodes > SIZE_MAX:
+        if callee is None or callee.nodes > SIZE_MAX:
+            return None
+        if call.keywords or any(isinstance(arg, ast.Starred) for arg in call.args):
             return None
         args = callee.tree.args
         given = [call.func.value] if isinstance(call.func, ast.Attribute) else []
@@ -159,15 +169,17 @@ class Scope(ast.NodeTransformer):
         for parameter, value in zip((arg.arg for arg in args.args), given, strict=True):
             if parameter not in names and (
                 isinstance(value, ast.Name | ast.Constant)
-                or (callee.is_expression() and callee.uses[parameter] == 1 and _is_chain(value))
+                or (callee.is_expression() and callee.uses[parameter] == 1 and is_chain(value))
             ):
                 names[parameter] = value
             else:
                 local = f"{parameter}_{serial}"
-                before.append(at(call, ast.Assign([ast.Name(local, ast.Store())], value)))
+                first, rest = self._hoist(value)
+                store = at(call, ast.Assign([ast.Name(local, ast.Store())], rest))
+                before += [*first, store]
                 names[parameter] = ast.Name(local, ast.Load())
-        body = [_instance(statement, names, call) for statement in callee.tree.body]
-        return _without_returns(before, body, f"return_{serial}")
+        body = [instance(statement, names, call) for statement in callee.tree.body]
+        return without_returns(before, body, f"return_{serial}")
 
     def _callee(self, call: ast.Call) -> Body | None:
         """What `call` calls, linked: a step of the pCPU's class, or a text function."""
@@ -180,16 +192,17 @@ class Scope(ast.NodeTransformer):
                     return self._linker.body(method, owner)
             case ast.Constant():
                 text = text_function(call.func)
-                return text and self._linker.body(text, self._linker.cpu_class)
+                if text is not None:
+                    return self._linker.body(text, class_of_first(text, self._linker.cpu_class))
         return None
 
     def _class_of(self, receiver: ast.expr) -> type | None:
         match receiver:
             case ast.Name(id=name) if name == self._self:
                 return self._owner
-            case ast.Attribute(attr="idt"):
+            case ast.Attribute(attr="idt" | "platform"):
                 return self._linker.cpu_class
-            case ast.Name(id=name) | ast.Attribute(attr=name) if _is_chain(receiver):
+            case ast.Name(id=name) | ast.Attribute(attr=name) if is_chain(receiver):
                 return _TYPES.get(name)
         return None
 
@@ -212,7 +225,9 @@ class Scope(ast.NodeTransformer):
                 return at(node, _constant(self._linker.kvm))
         self.generic_visit(node)
         value: object = node.value.value if isinstance(node.value, ast.Constant) else None
-        if isinstance(value, Kvm) or (isinstance(value, type) and issubclass(value, Enum)):
+        if isinstance(value, Kvm | ModuleType) or (
+            isinstance(value, type) and issubclass(value, Enum)
+        ):
             return at(node, _constant(getattr(value, node.attr)))
         return node
 
@@ -282,41 +297,6 @@ def _constant(value: Any) -> ast.Constant:
     return ast.Constant(value)
 
 
-class _Replace(ast.NodeTransformer):
-    """One node for another."""
-
-    def __init__(self, old: ast.AST, new: ast.expr) -> None:
-        self._old, self._new = old, new
-
-    def visit(self, node: ast.AST) -> Any:
-        return self._new if node is self._old else super().visit(node)
-
-
-def copied(node: _Node) -> _Node:
-    """A copy of a tree whose constants are the same objects."""
-    return _instance(node, {}, None)
-
-
-def _instance(node: _Node, names: dict[str, ast.expr], where: ast.AST | None) -> _Node:
-    """A copy in the caller's terms, at the caller's line."""
-    if isinstance(node, ast.Constant | ast.expr_context | ast.operator | ast.cmpop | ast.boolop):
-        return node
-    if isinstance(node, ast.Name):
-        new = names.get(node.id, node)
-        if isinstance(new, ast.Name):
-            return cast(_Node, at(where or node, ast.Name(new.id, node.ctx)))
-        return cast(_Node, new)
-    fields = {}
-    for name in node._fields:
-        value = getattr(node, name, None)
-        if isinstance(value, ast.AST):
-            value = _instance(value, names, where)
-        elif isinstance(value, list):
-            value = [_instance(v, names, where) if isinstance(v, ast.AST) else v for v in value]
-        fields[name] = value
-    return at(where or node, type(node)(**fields))
-
-
 def text_function(node: ast.expr) -> FunctionType | None:
     """The function that a constant is, if it is protocol text."""
     value: object = node.value if isinstance(node, ast.Constant) else None
@@ -325,76 +305,6 @@ def text_function(node: ast.expr) -> FunctionType | None:
     return None
 
 
-def at(where: ast.AST, node: _Node) -> _Node:
-    line = getattr(where, "lineno", None)
-    if line is not None and isinstance(node, ast.stmt | ast.expr | ast.arg):
-        node.lineno = node.end_lineno = line
-        node.col_offset = node.end_col_offset = 0
-    return node
-
-
-def _is_chain(node: ast.expr) -> bool:
-    """`a.b.c`: evaluating it does nothing else."""
-    while isinstance(node, ast.Attribute):
-        node = node.value
-    return isinstance(node, ast.Name)
-
-
-def statements_of(body: list[ast.stmt]) -> list[ast.stmt]:
-    """All statements in and below `body`."""
-    found = []
-    for node in body:
-        found.append(node)
-        if isinstance(node, ast.If | ast.While):
-            found += statements_of(node.body) + statements_of(node.orelse)
-    return found
-
-
-def _first_call(node: ast.expr) -> ast.Call | None:
-    """The call that evaluating `node` begins with, if it begins with one."""
-    match node:
-        case ast.Call():
-            return node
-        case ast.UnaryOp(operand=first) | ast.BoolOp(values=[first, *_]):
-            return _first_call(first)
-        case ast.Compare(left=ast.Name() | ast.Constant(), comparators=[first]):
-            return _first_call(first)
-        case ast.Compare(left=first):
-            return _first_call(first)
-    return None
-
-
-def _without_returns(
-    before: list[ast.stmt], body: list[ast.stmt], result: str
-) -> tuple[list[ast.stmt], ast.expr] | None:
-    """A body that stands in its caller, and its value there; None if it cannot stand there.
-
-    One `return` at the end needs nothing; several break out of a loop that goes round once.
-    """
-    returns = sum(isinstance(node, ast.Return) for node in statements_of(body))
-    nothing = ast.Constant(None)
-    if returns == 0:
-        return before + body, nothing
-    if returns == 1 and isinstance(body[-1], ast.Return):
-        return before + body[:-1], body[-1].value or nothing
-    if any(isinstance(n, ast.Return) for s in statements_of(body) if isinstance(s, ast.While)
-           for n in statements_of(s.body)):  # fmt: skip
-        return None
-    where = body[0]
-    name = ast.Name(result, ast.Store())
-
-    class Leave(ast.NodeTransformer):
-        def visit_Return(self, node: ast.Return) -> list[ast.stmt]:
-            value = node.value or nothing
-            return [at(node, ast.Assign([name], value)), at(node, ast.Break())]
-
-    once = [cast(ast.stmt, n) for s in body for n in _listed(Leave().visit(s))]
-    if not isinstance(body[-1], ast.Return):
-        once += [at(where, ast.Assign([name], nothing)), at(where, ast.Break())]
-    return [*before, at(where, ast.While(ast.Constant(True), once, []))], ast.Name(
-        result, ast.Load()
-    )
-
-
-def _listed(node: ast.AST | list[ast.AST]) -> list[ast.AST]:
-    return node if isinstance(node, list) else [node]
+def class_of_first(text: FunctionType, otherwise: type) -> type:
+    """The class of a text function's first argument, by its name."""
+    return _TYPES.get(text.__code__.co_varnames[0], otherwise)

@@ -20,12 +20,14 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
+from emulator.guest.program import INSTRUCTIONS, Guest, Instructions
 from emulator.kvm.irq import do_irq
 from emulator.kvm.params import Kvm
 from emulator.kvm.vcpu import vcpu_run
-from emulator.machine.inliner import Body, Scope, at, copied, statements_of, text_function
+from emulator.machine.inliner import Body, Scope, class_of_first, text_function
+from emulator.machine.syntax import at, copied, statements_of
 
 _PLAIN: Final = (int, str, bytes, bool, type(None))  # what compile() takes as a constant
 _STATEMENTS: Final = (
@@ -37,18 +39,30 @@ _OTHER_NAMES: Final = (  # expressions with names of their own, or that leave an
     ast.Yield, ast.YieldFrom, ast.Await,
 )  # fmt: skip
 
-Text = Callable[[Any, int], None]
-"""`vcpu_run(cpu, vcpu)` or `do_irq(cpu, vector)`."""
 
-_linked: dict[tuple[type, Kvm], tuple[Text, Text]] = {}
+class Text(NamedTuple):
+    """What a pCPU executes: `vcpu_run(cpu, vcpu)`, `do_irq(cpu, vector)`, its guests' code."""
+
+    vcpu_run: Callable[[Any, int], None]
+    do_irq: Callable[[Any, int], None]
+    instructions: Instructions
 
 
-def link_text(cpu_class: type, kvm: Kvm) -> tuple[Text, Text]:
-    """`vcpu_run()` and `do_irq()` for pCPUs of this class under `kvm`; linked once a process."""
+PLAIN: Final = Text(vcpu_run, do_irq, INSTRUCTIONS)  # as it stands in the files
+
+_linked: dict[tuple[type, Kvm], Text] = {}
+
+
+def link_text(cpu_class: type, kvm: Kvm) -> Text:
+    """The text for pCPUs of this class under `kvm`; linked once a process."""
     key = (cpu_class, kvm)
     if key not in _linked:
         linker = Linker(cpu_class, kvm)
-        _linked[key] = linker.function(vcpu_run), linker.function(do_irq)
+        _linked[key] = Text(
+            linker.function(vcpu_run),
+            linker.function(do_irq),
+            {op: linker.function(text, Guest) for op, text in INSTRUCTIONS.items()},
+        )
     return _linked[key]
 
 
@@ -62,21 +76,21 @@ class Linker:
         self._bodies: dict[FunctionType, Body | None] = {}
         self._serial = 0
 
-    def function(self, text: Callable[..., None]) -> Text:
-        """Link a text function and all that it calls."""
-        name = self.name_of(cast(FunctionType, text))
-        return cast(Text, self._namespace[name])
+    def function(self, text: Callable[..., Any], owner: type | None = None) -> Callable[..., Any]:
+        """Link a function and all that it calls.  `owner`: the class of its first argument."""
+        name = self.name_of(cast(FunctionType, text), owner or self.cpu_class)
+        return cast(Callable[..., Any], self._namespace[name])
 
     def serial(self) -> int:
         self._serial += 1
         return self._serial
 
-    def name_of(self, function: FunctionType) -> str:
+    def name_of(self, function: FunctionType, owner: type) -> str:
         """The linked function's name in the namespace; links it on first sight."""
         name = f"{function.__module__.replace('.', '_')}__{function.__name__}"
         if name not in self._namespace:
             self._namespace[name] = function  # for the case of recursion
-            body = self.body(function, self.cpu_class)
+            body = self.body(function, owner)
             if body is not None:
                 self._namespace[name] = self._compile(function, name, body.tree)
         return name
@@ -134,7 +148,10 @@ class _Names(ast.NodeTransformer):
         if type(value) in _PLAIN:
             return node
         text = text_function(node)
-        name = self._linker.name_of(text) if text else self._linker.constant(value)
+        if text is None:
+            name = self._linker.constant(value)
+        else:
+            name = self._linker.name_of(text, class_of_first(text, self._linker.cpu_class))
         return at(node, ast.Name(name, ast.Load()))
 
 

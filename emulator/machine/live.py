@@ -20,13 +20,11 @@ from emulator.guest.program import Guest
 from emulator.hardware.senders import PidPointerTable, ipi_virtualization
 from emulator.hardware.vectors import RESCHEDULE_VECTOR, Mode
 from emulator.hardware.vmcs import Activity
-from emulator.kvm.irq import do_irq
 from emulator.kvm.params import MpState, Request, TaskState
 from emulator.kvm.sched import preempt_schedule
-from emulator.kvm.vcpu import vcpu_run
 from emulator.machine.fabric import Fabric
 from emulator.machine.housekeeping import timer_vectors
-from emulator.machine.linker import Text
+from emulator.machine.linker import PLAIN, Text
 from emulator.machine.memory import P_LIST, P_LIST_LOCK, V_SAVE, V_SAVE_BYTES, Memory, smp_mb
 from emulator.machine.recorder import Recorder
 from emulator.machine.scheduler import Scheduler
@@ -45,8 +43,8 @@ class LiveCpu(Timers):
     """One pCPU, as protocol text sees it (`kvm/cpu.py`), and the text that it executes."""
 
     __slots__ = (
-        "_irq_target", "_pid_table", "at_safe_point", "do_irq", "make_guest", "preempt_count",
-        "scheduler", "vcpu_run",
+        "_irq_target", "_pid_table", "at_safe_point", "make_guest", "preempt_count", "scheduler",
+        "text",
     )  # fmt: skip
 
     def __init__(
@@ -62,8 +60,7 @@ class LiveCpu(Timers):
     ) -> None:
         super().__init__(memory, fabric, cell, pcpu, recorder, arrived)
         self.kvm = cell.kvm
-        self.vcpu_run: Text = vcpu_run  # until they are linked
-        self.do_irq: Text = do_irq
+        self.text: Text = PLAIN
         self.preempt_count = 0
         self.at_safe_point = True
         self.make_guest = partial(make_guest, self)
@@ -216,7 +213,7 @@ class LiveCpu(Timers):
         begin = monotonic_ns()
         self._store_busy(1)
         self.accepted(vector)
-        self.do_irq(self, vector)
+        self.text.do_irq(self, vector)
         self._store_busy(0)
         self.note((begin, monotonic_ns(), 0, HOST_IRQ, vector, self.pcpu, NO_VCPU, 0))
         self.cause = outer

@@ -162,7 +162,7 @@ class Pcpu:
             self._memory, self._fabric, self._cell, self._pcpu, recorder, self._arrived,
             self._guest, vcpu_thread,
         )  # fmt: skip
-        cpu.vcpu_run, cpu.do_irq = link_text(cpu_class(self._cell), self._cell.kvm)
+        cpu.text = link_text(cpu_class(self._cell), self._cell.kvm)
         mine = [v.index for v in self._cell.vcpus if v.pcpu == self._pcpu]
         log(f"running vCPUs {mine}")
         cpu.scheduler.run()
@@ -186,7 +186,9 @@ class Pcpu:
             seed=cell.run.seed,
             draining=lambda: phase() != PHASE_LOAD,
         )
-        return Guest(PROGRAMS[me.guest], workload, cpu.lp, cpu)
+        guest = Guest(PROGRAMS[me.guest], workload, cpu.lp, cpu)
+        guest.execute_by(cpu.text.instructions)
+        return guest
 
 
 def cpu_class(cell: Cell) -> type[LiveCpu]:
@@ -211,7 +213,7 @@ def vcpu_thread(cpu: LiveCpu, vcpu: int) -> None:
     cpu.local_irq_enable()
     if cpu.vcpu_is_blocking(vcpu):
         cpu.finish_rcuwait(vcpu)
-    cpu.vcpu_run(cpu, vcpu)
+    cpu.text.vcpu_run(cpu, vcpu)
     cpu.local_irq_disable()
     kvm_sched_out(cpu, vcpu, preempted=False)
 

@@ -14,10 +14,10 @@ from emulator.config import load_experiment
 from emulator.guest import PROGRAMS
 from emulator.guest.program import Guest
 from emulator.guest.workload import Workload
-from emulator.kvm.irq import do_irq
 from emulator.kvm.params import Kvm, Notify
 from emulator.kvm.vcpu import vcpu_run
-from emulator.machine.linker import Linker
+from emulator.machine import linker
+from emulator.machine.linker import Linker, link_text
 from emulator.machine.live import LiveCpu
 from emulator.machine.memory import P_RUNG, Memory, Shape
 from emulator.machine.pcpu import stream_of, vcpu_thread
@@ -79,7 +79,7 @@ class Loop:
         return None
 
 
-def events_of(path, cell, *, linked):
+def events_of(path, cell, monkeypatch, *, linked):
     """What the pCPU records, from its start."""
     path.unlink(missing_ok=True)
     memory = Memory.create(path, Shape(pcpus=1, vcpus=len(cell.vcpus), devices=0, ring_records=64))
@@ -94,12 +94,14 @@ def events_of(path, cell, *, linked):
             number=vcpu, neighbour=0, start_ns=0, seed=7, draining=lambda: False,
             streams=tuple(stream_of(load) for load in cell.loads if load.vcpu == vcpu),
         )  # fmt: skip
-        return Guest(PROGRAMS[cell.vcpus[vcpu].guest], work, cpu.lp, cpu)
+        guest = Guest(PROGRAMS[cell.vcpus[vcpu].guest], work, cpu.lp, cpu)
+        guest.execute_by(cpu.text.instructions)
+        return guest
 
     cpu = LiveCpu(memory, Loop(memory), cell, 0, recorder, 0, guest, vcpu_thread)
     if linked:
-        linker = Linker(LiveCpu, cell.kvm)
-        cpu.vcpu_run, cpu.do_irq = linker.function(vcpu_run), linker.function(do_irq)
+        monkeypatch.setattr(linker, "_linked", {})  # what it holds has another clock
+        cpu.text = link_text(LiveCpu, cell.kvm)
 
     def note(event):
         recorded.append(event)
@@ -137,7 +139,7 @@ def test_the_linked_text_records_what_the_text_records_tick_by_tick(
     runs = []
     for linked in (False, True):
         ticking(monkeypatch)
-        runs.append(events_of(tmp_path / "memory", cell, linked=linked))
+        runs.append(events_of(tmp_path / "memory", cell, monkeypatch, linked=linked))
 
     assert len(runs[0]) == EVENTS
     assert runs[0] == runs[1]
@@ -161,6 +163,11 @@ class Toy:
             return "zero"
         self.said.append(n)
         return "positive"
+
+    def falls_off(self, n):
+        if n > 1:
+            return n
+        self.said.append("small")
 
     def search(self, n):
         i = 0
@@ -196,6 +203,12 @@ def returns_from_the_middle(cpu, n):
     return cpu.early(n - 1)
 
 
+def falls_off_the_end(cpu, n):
+    first = cpu.falls_off(n)
+    second = cpu.falls_off(n - 1)
+    return first, second
+
+
 def loops_inside(cpu, n):
     found = cpu.search(n)
     while cpu.early(found) != "zero":
@@ -229,6 +242,7 @@ def order_of_evaluation(cpu, n):
     "function",
     [
         returns_from_the_middle,
+        falls_off_the_end,
         loops_inside,
         assigns_its_parameter,
         defaults_and_none,
