@@ -164,7 +164,7 @@ class Toy:
         self.said.append(n)
         return "positive"
 
-    def falls_off(self, n):
+    def falls_off(self, n):  # noqa: RET503  None is its value then
         if n > 1:
             return n
         self.said.append("small")
