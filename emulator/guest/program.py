@@ -25,7 +25,7 @@ from enum import Enum, auto
 from types import MethodType
 from typing import Any, Final, NamedTuple, Protocol
 
-from emulator.guest.workload import Workload
+from emulator.guest.workload import Ipi, Workload
 from emulator.hardware import instructions
 from emulator.hardware.vectors import MSR_TSC_DEADLINE, MSR_X2APIC_SELF_IPI
 from emulator.hardware.vmx import LogicalProcessor, Outcome
@@ -206,22 +206,11 @@ class Guest:
     # -- instructions -----------------------------------------------------------------------------
 
     def _work(self, target: int) -> Outcome:
-        ipi = self.workload.due_ipi(self.platform.rdtsc())
-        self.processor.guest.interruptibility = 0
-        if ipi is None:
-            self.pc = target
-        else:
-            self.msr, self._icr, self.cause = ipi
-            self.pc += 1
+        self.prepare(self.workload.due_ipi(self.platform.rdtsc()), target)
         return None
 
     def _token(self, target: int) -> Outcome:
-        ipi = self.workload.token(self.platform.rdtsc())
-        if ipi is None:
-            self.pc = target
-        else:
-            self.msr, self._icr, self.cause = ipi
-            self.pc += 1
+        self.prepare(self.workload.token(self.platform.rdtsc()), target)
         return None
 
     def _send(self, _target: int) -> Outcome:
@@ -298,6 +287,15 @@ class Guest:
 
     def _vmcall(self, _target: int) -> Outcome:
         return self.advance(instructions.vmcall(self.processor))
+
+    def prepare(self, ipi: Ipi | None, target: int) -> None:
+        """What `send` will send, or the jump past it."""
+        self.processor.guest.interruptibility = 0
+        if ipi is None:
+            self.pc = target
+        else:
+            self.msr, self._icr, self.cause = ipi
+            self.pc += 1
 
     def advance(self, outcome: Outcome) -> Outcome:
         """RIP moves on unless the instruction exited: then the VMM moves it."""
