@@ -4,8 +4,8 @@ A file is JSON lines.  The header has the scenario, the hash of the protocol tex
 initial memory.  Then a line for each step: actor, pCPU, step (a method of `Cpu`, or what the
 surroundings did: see `moves.Move`), arguments, result, source line, the looks that went with it.
 Last the final memory.  Everything nondeterministic is in the lines: a guest's choice is the result
-of `non_root_event` (with its vector or MSR among the looks that follow), a scheduler's the result
-of `context_switch`, an arrival an "interrupt" line.
+of `non_root_event` with what the exit left in the VMCS, a scheduler's the result of
+`context_switch`, an arrival an "interrupt" line.
 """
 
 import json
@@ -24,7 +24,7 @@ from emulator.checker.twin import source_hash
 from emulator.checker.world import World
 from emulator.kvm.params import Bug, EntryOrder, Notify, PidScheme, ReentryOrder
 
-FORMAT: Final = "pirlab-counterexample/1"
+FORMAT: Final = "pirlab-counterexample/2"
 SHARED_BY_VCPU: Final = (
     *(slot.PIR, slot.VIRR, slot.ON, slot.SN, slot.NV, slot.NDST),
     *(slot.MODE, slot.CPU, slot.REQUESTS, slot.STATE, slot.TIMER_PENDING),
@@ -41,7 +41,10 @@ class CounterexampleError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step.  `keep` is False if it commutes with what the other actors did."""
+    """One step.  `keep` is False if it commutes with what the other actors did.
+
+    `vmcs`, of a VM exit: the external interrupt's "vector", the "deadline" written, "guest_if".
+    """
 
     step: int
     actor: str
@@ -51,9 +54,16 @@ class Step:
     result: Any
     line: str
     functions: list[str]
+    vmcs: dict[str, int]
     looks: list[list[Any]]
     state: dict[str, Any]
     keep: bool
+
+    @property
+    def taken(self) -> tuple[Any, ...]:
+        """What determines the move, as `Walk` wants it."""
+        told = (self.actor, self.op, self.args, self.result)
+        return (*told, self.vmcs) if self.vmcs else told
 
     def to_json(self) -> dict[str, Any]:
         """A line of the file."""
@@ -126,6 +136,7 @@ def _step(number: int, move: Move, state: dict[str, Any], keep: bool) -> Step:
         result=plain(move.result),
         line=move.node.line if move.node else "",
         functions=list(move.node.functions) if move.node else [],
+        vmcs=dict(move.vmcs),
         looks=[[look.op, plain(look.args), plain(look.result)] for look in move.looks],
         state=state,
         keep=keep,

@@ -12,6 +12,7 @@ import pytest
 
 from emulator.checker import MemoryModel, check
 from emulator.checker.catalogue import SCENARIOS
+from emulator.checker.exhibits import exhibits, scenarios_of
 from emulator.kvm.params import Bug, Notify
 from emulator.live_replay import random_way, replay_live, schedule_of, way_of_file
 from emulator.machine.gate import Schedule
@@ -94,6 +95,15 @@ def test_a_thread_that_is_preempted_or_moves_continues_where_it_left(scenario, b
     result = replay_live(way_of_file(save(tmp_path / "x.jsonl", scenario, bugs=[bug])), FREE_S)
 
     assert any(turn.op == "context_switch" for turn in result.schedule.turns)
+    assert same(result), result.to_text()
+    assert result.good
+
+
+@pytest.mark.parametrize("exhibit", list(exhibits()), ids=lambda e: e.id)
+def test_an_exhibit_of_the_museum_goes_on_processes_as_in_the_model(exhibit, tmp_path):
+    check(scenarios_of(exhibit)[0], stop_at_first=True).counterexample.save(tmp_path / "x.jsonl")
+    result = replay_live(way_of_file(tmp_path / "x.jsonl"), FREE_S)
+
     assert same(result), result.to_text()
     assert result.good
 
