@@ -11,7 +11,15 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Final
 
-from emulator.checker import Divergence, MemoryModel, Scenario, Walk, describe, replay_file
+from emulator.checker import (
+    CounterexampleError,
+    Divergence,
+    MemoryModel,
+    Scenario,
+    Walk,
+    describe,
+    replay_file,
+)
 from emulator.checker import memory as slot
 from emulator.checker.memory import initial_memory
 from emulator.checker.moves import Look, Move
@@ -120,7 +128,8 @@ class LiveReplay:
 def way_of_file(path: Path | str, rule: Notify | None = None) -> Way:
     """The way that a saved counterexample tells, under its rule or as far as another goes it.
 
-    Raises CounterexampleError for a file that the checker would not replay.
+    Raises CounterexampleError for a file that the checker would not replay, or that ends with a
+    process spinning on a lock for good.
     """
     found = replay_file(path).counterexample
     scenario = found.scenario.under(rule)
@@ -131,6 +140,10 @@ def way_of_file(path: Path | str, rule: Notify | None = None) -> Way:
         if stopped is not None:
             stopped = Divergence(at, step.taken, stopped.possible)
             break
+    if all(move.voluntary for move in walk.world.moves(walk.states[-1])) and (
+        stuck := describe.deadlock(walk.world, walk.states[-1])
+    ):
+        raise CounterexampleError(f"{path}: {stuck}, and so would a process: not with --live")
     states = tuple(walk.states)
     return Way(scenario=scenario, world=walk.world, states=states, stopped=stopped)
 

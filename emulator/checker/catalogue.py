@@ -213,6 +213,13 @@ _QUICK: Final = (
         claims=frozenset({Claim.GATE}),
     ),
     Scenario(
+        name="elision",
+        question="Does none but the vCPU's thread elide, in guest mode, and sync after it?",
+        bounds=Bounds(irq=1, fastpath=1, plug=1),
+        claims=frozenset({Claim.ELISION_IS_SOUND}),
+        expected=_V5_8,
+    ),
+    Scenario(
         name="in-the-end",
         question="Is every post delivered in the end, if nobody is starved?",
         bounds=_ONE_EACH,
@@ -265,6 +272,16 @@ _FULL: Final = (
         bounds=Bounds(remote=1, irq=1, fastpath=1, preempt=1, migrate=1),
         bugs=_REPAIRED,
         expected=_V5_8,
+        full=True,
+    ),
+    Scenario(
+        name="interrupted-handler",
+        question="May interrupts come on before the mode is left and the exit's handler has run?",
+        bounds=Bounds(remote=1, device=1, timer=1),
+        pid_scheme=PidScheme.SN_ON_PUT,
+        assigned=True,
+        bugs=frozenset({Bug.LATE_OUTSIDE}),
+        expected=_ALL,
         full=True,
     ),
     Scenario(

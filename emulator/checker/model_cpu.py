@@ -52,6 +52,8 @@ class ModelCpu(ModelHardware):
     # -- the virtual APIC, from the host ---------------------------------------------------------
 
     def find_highest_virr(self, vcpu: int) -> int:
+        if self.minds_elision:  # the last of vmx_sync_pir_to_irr()
+            self.m[self._v[vcpu] + slot.ELIDED] = 0
         return int(self._vector[self.m[self._v[vcpu] + slot.VIRR].bit_length()])
 
     def set_rvi(self, vector: int) -> None:
@@ -237,6 +239,7 @@ class ModelCpu(ModelHardware):
             return False
         self.m[state] = _SLEEPING
         self.seen.add(Sometimes.SLEPT)
+        self.has_synced(vcpu, "sleeps")
         return True
 
     def context_switch(self, vcpu: int) -> NoReturn:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from emulator.checker import MemoryModel, check
+from emulator.checker import CounterexampleError, MemoryModel, check
 from emulator.checker.catalogue import SCENARIOS
 from emulator.checker.exhibits import exhibits, scenarios_of
 from emulator.kvm.params import Bug, Notify
@@ -106,6 +106,13 @@ def test_an_exhibit_of_the_museum_goes_on_processes_as_in_the_model(exhibit, tmp
 
     assert same(result), result.to_text()
     assert result.good
+
+
+def test_a_deadlock_is_refused_before_a_process_spins_on_it(tmp_path):
+    path = save(tmp_path / "stuck.jsonl", "interrupted-handler")
+
+    with pytest.raises(CounterexampleError, match=r"deadlock: irq0 waits .* not with --live"):
+        way_of_file(path)
 
 
 @pytest.mark.parametrize("seed", range(4))
