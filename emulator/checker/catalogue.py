@@ -8,7 +8,7 @@ from typing import Final
 
 from emulator.checker.claims import SAFETY, Claim
 from emulator.checker.scenario import Bounds, MemoryModel, Scenario
-from emulator.kvm.params import Bug, EntryOrder, Notify, PidScheme, ReentryOrder
+from emulator.kvm.params import Bug, EntryOrder, Notify, PidScheme, ReentryOrder, Timer
 
 _ALL: Final = frozenset(Notify)
 _V3_10: Final = frozenset({Notify.KVM_V3_10})
@@ -205,6 +205,19 @@ _QUICK: Final = (
         name="timer",
         question="Is a TSC deadline delivered, from the fastpath and from a sleep?",
         bounds=Bounds(remote=1, timer=1),
+    ),
+    Scenario(
+        name="hrtimer",
+        question="And where there is no preemption timer: an hrtimer counts, its handler wakes?",
+        bounds=Bounds(remote=1, timer=1),
+        timer=Timer.HRTIMER,
+    ),
+    Scenario(
+        name="hlt-fastpath",
+        question="May a HLT with work pending go straight back into the guest?",
+        bounds=_ONE_EACH,
+        fastpath_hlt=True,
+        expected=_V5_8,
     ),
     Scenario(
         name="gate",

@@ -22,7 +22,7 @@ from emulator.checker.scenario import Bounds, MemoryModel, Scenario
 from emulator.checker.search import Broken, moves_along
 from emulator.checker.twin import source_hash
 from emulator.checker.world import World
-from emulator.kvm.params import Bug, EntryOrder, Notify, PidScheme, ReentryOrder
+from emulator.kvm.params import Bug, EntryOrder, Notify, PidScheme, ReentryOrder, Timer
 
 FORMAT: Final = "pirlab-counterexample/2"
 SHARED_BY_VCPU: Final = (
@@ -213,6 +213,7 @@ def scenario_from_json(given: dict[str, Any]) -> Scenario:
             "pid_scheme": PidScheme(given["pid_scheme"]),
             "entry_order": EntryOrder(given["entry_order"]),
             "reentry_order": ReentryOrder(given["reentry_order"]),
+            "timer": Timer(given["timer"]),
             "bugs": frozenset(Bug(b) for b in given["bugs"]),
             "memory": MemoryModel(given["memory"]),
             "pins": tuple(given["pins"]),

@@ -2,7 +2,7 @@
 
 from emulator.checker.claims import Sometimes
 from emulator.checker.scenario import MemoryModel, Scenario
-from emulator.kvm.params import Notify, PidScheme
+from emulator.kvm.params import Notify, PidScheme, Timer
 
 
 def must_happen(scenario: Scenario) -> frozenset[Sometimes]:
@@ -28,6 +28,14 @@ def must_happen(scenario: Scenario) -> frozenset[Sometimes]:
     return frozenset(wanted)
 
 
+def _posts_in_guest_mode(scenario: Scenario) -> bool:
+    """A fastpath handler of this scenario's axes posts."""
+    b = scenario.bounds
+    counted = b.fastpath or (b.timer and scenario.timer is Timer.PREEMPTION)
+    expires = bool(counted) and scenario.fastpath_preemption_timer
+    return expires or (bool(b.timer) and scenario.fastpath_tscdeadline)
+
+
 def _of_notification(scenario: Scenario) -> set[Sometimes]:
     b, rule = scenario.bounds, scenario.rule
     wanted: set[Sometimes] = set()
@@ -43,6 +51,6 @@ def _of_notification(scenario: Scenario) -> set[Sometimes]:
         wanted.add(Sometimes.PIR_SET)
     if rule is Notify.KVM_V5_8 and (b.irq or b.fastpath):
         wanted.add(Sometimes.ELIDED)
-    if rule is Notify.KVM_V5_18 and (b.fastpath or b.timer):
+    if rule is Notify.KVM_V5_18 and _posts_in_guest_mode(scenario):
         wanted.add(Sometimes.ELIDED)
     return wanted

@@ -90,7 +90,7 @@ class Verdict:
         scenario = self.scenario
         bugs = "".join(f", {bug}" for bug in sorted(b.value for b in scenario.bugs))
         explored = (
-            f"rule {scenario.rule.value}{bugs}, put/load scheme {scenario.pid_scheme.value}, "
+            f"rule {scenario.rule.value}{bugs}, {scenario.axes}, "
             f"bound {scenario.bounds}, {scenario.memory.value}: {self.states:,} states, "
             f"{self.transitions:,} transitions, depth {self.depth}, {self.seconds:.2f} s"
         )

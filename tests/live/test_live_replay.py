@@ -124,6 +124,14 @@ def test_random_schedules_end_with_the_models_memory(seed, memory):
     assert same(result := replay_live(way, FREE_S)), result.to_text()
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("scenario", ["hrtimer", "hlt-fastpath"])
+def test_random_schedules_of_other_axes_end_with_the_models_memory(scenario, seed):
+    way = random_way(SCENARIOS[scenario], seed)
+
+    assert same(result := replay_live(way, FREE_S)), result.to_text()
+
+
 def test_notifications_cross_between_processes():
     ways = (random_way(SCENARIOS["remote"], seed) for seed in range(50))
     way = next(w for w in ways if any(t.op == "send_ipi" for t in schedule_of(w).turns))
