@@ -77,3 +77,4 @@ class Sometimes(Enum):
     DEVICE_DONE = "the device program finished"
     PREEMPT_DONE = "the preempt program finished"
     PLUG_DONE = "the plug program finished"
+    INHIBITED = "APICv was inhibited"  # never, in this model

@@ -1,8 +1,12 @@
 """What an exploration must have come across before its "holds" says anything."""
 
+from typing import Final
+
 from emulator.checker.claims import Sometimes
 from emulator.checker.scenario import MemoryModel, Scenario
-from emulator.kvm.params import Notify, PidScheme, Timer
+from emulator.kvm.params import Bug, Notify, PidScheme, Timer
+
+WITHOUT_APICV: Final = frozenset({Bug.B11, Bug.B20})  # switches in text that is not reached here
 
 
 def must_happen(scenario: Scenario) -> frozenset[Sometimes]:
@@ -21,6 +25,8 @@ def must_happen(scenario: Scenario) -> frozenset[Sometimes]:
     wanted |= _of_notification(scenario)
     if scenario.memory is MemoryModel.TSO:
         wanted.add(Sometimes.BUFFERED)
+    if scenario.bugs & WITHOUT_APICV:
+        wanted.add(Sometimes.INHIBITED)
     if b.device and scenario.pid_scheme is not PidScheme.NONE:
         wanted |= {Sometimes.ARMED, Sometimes.WOKEN}
         if b.preempt and not scenario.urgent:

@@ -199,6 +199,14 @@ def test_a_question_that_was_never_put_is_vacuous():
     assert Sometimes.DEVICE_DONE in verdict.never
 
 
+@pytest.mark.parametrize("bug", [Bug.B11, Bug.B20])
+def test_a_switch_that_only_shows_without_apicv_is_not_said_to_be_harmless(bug):
+    verdict = check(PLAIN, bugs=[bug])
+
+    assert verdict.judgement is Judgement.VACUOUS
+    assert verdict.never == (Sometimes.INHIBITED,)
+
+
 def test_senders_may_post_fewer_than_the_bound():
     asked = replace(PLAIN, bounds=Bounds(remote=2, irq=1), rule=Notify.KVM_V5_8)
     found = check(asked).counterexample
