@@ -304,6 +304,7 @@ _FULL: Final = (
         pins=(0, 1),
         expected=_V5_8,
         full=True,
+        sampled=True,
     ),
 )
 

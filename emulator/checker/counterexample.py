@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 from emulator.checker import describe
 from emulator.checker import memory as slot
@@ -199,8 +199,11 @@ def scenario_from_json(given: dict[str, Any]) -> Scenario:
     """The inverse.  Raises KeyError, TypeError or ValueError on what is no scenario."""
     hosts, pins, bounds = given["hosts"], given["pins"], given["bounds"]
     switches = [name for name, value in given.items() if isinstance(value, bool)]
-    if not isinstance(bounds, dict) or switches != SWITCHES:
+    texts = (given["name"], given["question"])
+    if not isinstance(bounds, dict) or switches != SWITCHES or {*map(type, texts)} != {str}:
         raise ValueError("the scenario's fields have other types")
+    if {*map(type, (hosts, *pins, *bounds.values()))} != {int}:
+        raise ValueError("pCPUs and bounds are whole numbers")
     if not (0 < hosts <= HOSTS_MAX and pins and all(0 <= pin < hosts for pin in pins)):
         raise ValueError(f"vCPUs on pCPUs {pins} of {hosts}")
     if not all(0 <= bound < slot.RETIRED for bound in bounds.values()):
@@ -223,12 +226,24 @@ def scenario_from_json(given: dict[str, Any]) -> Scenario:
     )
 
 
+def _step_from_json(given: dict[str, Any]) -> Step:
+    """The inverse of Step.to_json().  Raises TypeError or ValueError on what is no step."""
+    step = Step(**given)
+    for field in fields(Step):
+        wanted = get_origin(field.type) or field.type
+        if wanted is not Any and type(getattr(step, field.name)) is not wanted:
+            raise ValueError(f"step {step.step}: {field.name} has another type")
+    return step
+
+
 def load_counterexample(path: Path | str) -> Counterexample:
     """Read a file.  Raises CounterexampleError if it is truncated, spoilt or not one."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CounterexampleError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise CounterexampleError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CounterexampleError(f"{path}: cannot be read: it is not text") from error
     parsed = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -250,7 +265,7 @@ def load_counterexample(path: Path | str) -> Counterexample:
             text=header["text"],
             source=header["source"],
             initial=header["initial"],
-            steps=tuple(Step(**step) for step in steps),
+            steps=tuple(_step_from_json(step) for step in steps),
             final=final,
             seed=header["seed"],
         )

@@ -92,6 +92,7 @@ class Scenario:
     claims: frozenset[Claim] = SAFETY
     expected: frozenset[Notify] = frozenset()  # the rules under which a claim is known to break
     full: bool = False  # more states than a quick profile has time for
+    sampled: bool = False  # more than any search has room for: `sampling`
 
     @property
     def kvm(self) -> Kvm:
