@@ -55,7 +55,7 @@ class Interrupt(NamedTuple):
 def left(m: Touched, where: int) -> int:
     """How many more posts the sender with this LEFT slot can make."""
     count = int(m[where])
-    return 0 if count == RETIRED else count
+    return 0 if count & RETIRED else count
 
 
 def guest_events(scenario: Scenario, layout: Layout, m: Touched, vcpu: int) -> list[Choice]:

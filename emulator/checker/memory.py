@@ -39,8 +39,8 @@ PCPU_SLOTS: Final = 13
 (LEFT_PREEMPT, LEFT_MIGRATE, LEFT_PLUG, ASSIGNED, RAISED, WASTED, WOKEN) = range(7)
 MACHINE_SLOTS: Final = 7
 
-LEFT_BITS: Final = 3
-RETIRED: Final = (1 << LEFT_BITS) - 1  # in a LEFT slot: will not post again, though it could have
+LEFT_BITS: Final = 4
+RETIRED: Final = 8  # in a LEFT slot, beside the count: will not post again, though it could have
 BUFFERED: Final = (MODE, CPU, STATE)  # what a plain store can write
 
 PENDING_BIT: Final = {

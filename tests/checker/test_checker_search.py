@@ -22,13 +22,11 @@ from emulator.kvm.params import Bug, Notify
 BASE = Scenario(name="test", question="", bounds=Bounds(remote=1, irq=1, fastpath=1))
 
 
-# What an independent model of the same steps came to: (R, T, F), and its states.  Ours are 0.51 to
-# 1.19 of them.  Three things make ours fewer, each measured by taking it away: dead locals tell no
-# states of a program apart (then 8 to 14 % more), a step on what nobody else writes goes with the
-# one before (the run loop's look at the timer between two passes alone: 17 % more, and the way to
-# the lost wake-up is 20 steps instead of 19), and a sender that retires forgets how much it has
-# posted (11 % more at three posts).  No verdict depends on any of them:
-# test_fusing_private_steps_changes_no_verdict.  Rules that kick have more, which that model lacks.
+# What an independent model of the same steps came to: (R, T, F), and its states.  Ours are 0.65 to
+# 1.36 of them.  Fewer, because a step on what nobody else writes goes with the one before (without
+# that, the run loop's look at the timer between two passes alone would be 17 % more, and the way to
+# the lost wake-up 20 steps instead of 19); test_fusing_private_steps_changes_no_verdict.  More under
+# rules that kick, which that model lacks.
 @pytest.mark.parametrize(
     ("posts", "rule", "memory", "states"),
     [
