@@ -23,10 +23,10 @@ BASE = Scenario(name="test", question="", bounds=Bounds(remote=1, irq=1, fastpat
 
 
 # What an independent model of the same steps came to: (R, T, F), and its states.  Ours are 0.65 to
-# 1.36 of them.  Fewer, because a step on what nobody else writes goes with the one before (without
+# 1.36 of them.  Fewer, because a step on what nobody else writes goes with the one before: without
 # that, the run loop's look at the timer between two passes alone would be 17 % more, and the way to
-# the lost wake-up 20 steps instead of 19); test_fusing_private_steps_changes_no_verdict.  More under
-# rules that kick, which that model lacks.
+# the lost wake-up 20 steps instead of 19 (test_fusing_private_steps_changes_no_verdict).  More
+# under rules that kick, which that model lacks.
 @pytest.mark.parametrize(
     ("posts", "rule", "memory", "states"),
     [
