@@ -27,7 +27,7 @@ from emulator.kvm.irq import do_irq
 from emulator.kvm.params import Kvm
 from emulator.kvm.vcpu import vcpu_run
 from emulator.machine.inliner import Body, Scope, class_of_first, text_function
-from emulator.machine.syntax import at, copied, statements_of
+from emulator.machine.syntax import at, copied, instance, statements_of
 
 _PLAIN: Final = (int, str, bytes, bool, type(None))  # what compile() takes as a constant
 _STATEMENTS: Final = (
@@ -126,6 +126,7 @@ class Linker:
     def _compile(self, function: FunctionType, name: str, tree: ast.FunctionDef) -> Any:
         arguments = [at(tree, ast.arg(arg.arg)) for arg in tree.args.args]
         body = [_Names(self).visit(copied(s)) for s in tree.body] or [at(tree, ast.Pass())]
+        body = _looked_up_once(body, [arg.arg for arg in tree.args.args])
         whole = ast.FunctionDef(
             name, ast.arguments([], arguments, None, [], [], None, []), body, [], None
         )
@@ -153,6 +154,37 @@ class _Names(ast.NodeTransformer):
         else:
             name = self._linker.name_of(text, class_of_first(text, self._linker.cpu_class))
         return at(node, ast.Name(name, ast.Load()))
+
+
+def _looked_up_once(body: list[ast.stmt], parameters: list[str]) -> list[ast.stmt]:
+    """`cpu.words[vcpu]`, and its descriptor: they never change, so one look at the start will do."""
+    if parameters != ["cpu", "vcpu"]:
+        return body
+    looks: list[ast.stmt] = []
+    for name, path in (
+        ("words_of_vcpu", "cpu.words[vcpu]"),
+        ("desc_of_vcpu", "words_of_vcpu.desc"),
+    ):
+        once = _Once(path, name)
+        body = [once.visit(statement) for statement in body]
+        if once.found:
+            looks.append(instance(ast.parse(f"{name} = {path}").body[0], {}, body[0]))
+    return looks + body
+
+
+class _Once(ast.NodeTransformer):
+    """A name for an expression."""
+
+    def __init__(self, path: str, name: str) -> None:
+        self._what = ast.dump(ast.parse(path, mode="eval").body)
+        self._name = name
+        self.found = False
+
+    def visit(self, node: ast.AST) -> Any:
+        if isinstance(node, ast.Subscript | ast.Attribute) and ast.dump(node) == self._what:
+            self.found = True
+            return at(node, ast.Name(self._name, ast.Load()))
+        return super().visit(node)
 
 
 def _is_plain(tree: ast.FunctionDef) -> bool:

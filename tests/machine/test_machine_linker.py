@@ -268,6 +268,7 @@ def test_a_traceback_names_the_line_of_the_text():
 
     linked = Linker(Broken, Kvm()).function(vcpu_run)
     cpu = Broken.__new__(Broken)
+    cpu.words = [None]
     with pytest.raises(AttributeError) as caught:
         linked(cpu, 0)
 
