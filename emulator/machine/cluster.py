@@ -55,10 +55,12 @@ from emulator.machine.memory import (
     Memory,
     Shape,
 )
+from emulator.machine.ordered import wants_order
 from emulator.machine.recorder import Drain
 from emulator.machine.stats import Stat
 from emulator.machine.watchdog import Loss, Watchdog
 from emulator.machine.words import all_words
+from emulator.order import ORDER_FILE
 
 START_DEADLINE_S: Final = 30.0
 STOP_DEADLINE_S: Final = 10.0
@@ -83,6 +85,7 @@ class RunResult:
     floor_ns: list[int] = field(default_factory=list)
     counters: dict[str, Any] = field(default_factory=dict)
     dropped: int = 0
+    order_end: dict[str, Any] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
     start_s: float = 0.0  # how long start-up and stop took
     stop_s: float = 0.0
@@ -136,6 +139,7 @@ class Cluster:
             vcpus=len(cell.vcpus),
             devices=len(cell.devices),
             ring_records=1 << (16 if processes <= 16 else 14),
+            order_records=1 << (15 if processes <= 16 else 12) if wants_order(cell) else 0,
         )
         self._memory = Memory.create(self.runtime / "memory", shape)
         self._words = all_words(self._memory)
@@ -151,7 +155,8 @@ class Cluster:
             words.task_cpu.store(vcpu.pcpu)
             words.home.store(0xFFFF_FFFF)
             words.claim.store(1)
-        self._drain = Drain(self._memory, (self._run_dir / "events.bin").open("wb"))
+        order = (self._run_dir / ORDER_FILE).open("wb") if shape.order_records else None
+        self._drain = Drain(self._memory, (self._run_dir / "events.bin").open("wb"), order)
         self._watchdog = Watchdog(self._memory, cell)
         self._fabric = Fabric(self._memory, str(self.runtime), cell.fabric.value, "launcher")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -407,6 +412,7 @@ class Cluster:
             "in_flight": 0,
         }  # fmt: skip
         self.result.dropped = self._drain.dropped()
+        self.result.order_end = self._drain.order_end()
 
     def salvage(self, reason: str) -> None:
         """A process died: keep what its ring and everybody else's holds."""

@@ -31,6 +31,7 @@ from emulator.machine.fabric import (
 )
 from emulator.machine.live import LiveCpu
 from emulator.machine.memory import H_T0, P_ARRIVED, P_RUNG, PHASE_LOAD, Memory
+from emulator.machine.ordered import OrderedCpu, wants_order
 from emulator.machine.recorder import Recorder
 
 PING_DEADLINE_NS: Final = 2_000_000_000
@@ -158,7 +159,8 @@ class Pcpu:
     def _run(self) -> None:
         """Be a physical CPU until the launcher stops it."""
         recorder = self._recorder = Recorder(self._memory, self._pcpu)
-        cpu = (AuditedCpu if wants_audit(self._cell) else LiveCpu)(
+        watched = AuditedCpu if wants_audit(self._cell) else LiveCpu
+        cpu = (OrderedCpu if wants_order(self._cell) else watched)(
             self._memory, self._fabric, self._cell, self._pcpu, recorder, self._arrived,
             self._guest, vcpu_thread,
         )  # fmt: skip

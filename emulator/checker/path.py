@@ -1,0 +1,207 @@
+"""Is a recorded run a path of the model?
+
+Three questions, asked of every step: does the text do that here (`record_text`), is the result the
+one that the CPU's own state gives (`record_owned`), is there an order of the steps that explains
+what they found in memory (`record_memory`).  A run is a path if all are answered yes.  The first
+step for which one is not is where it leaves the model.
+Before: `machine/ordered` recorded it, `order.read_steps` read it.  Next: `live_path` shows it.
+"""
+
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from emulator.checker.record_memory import (
+    NAMES,
+    Key,
+    Use,
+    check_messages,
+    initial_value,
+    search,
+    uses,
+)
+from emulator.checker.record_owned import ANY, Owned
+from emulator.checker.record_text import CpuText, NoPathError, TextCpu
+from emulator.hardware.senders import PidPointerTable
+from emulator.kvm.params import Kvm
+from emulator.order import SHARED, Step
+
+Place = tuple[int, int, int]  # (ticket, source, index): sorts steps as the record has them
+
+WORLD_ENDS: Final = frozenset({"complete", "interrupted"})  # a run whose threads all ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A run's record, and what the steps are steps of."""
+
+    kvm: Kvm
+    pins: tuple[int, ...]  # where each vCPU starts
+    has_pi_sender: tuple[bool, ...]  # of each vCPU, as the run began
+    steps: dict[int, list[Step]]  # by source
+    whole: bool  # every thread has ended: nothing was cut off
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """Where a run leaves the model."""
+
+    step: Step | None  # None: the record ends where the text goes on
+    why: str  # what the model would have allowed
+    about: str  # the object that it is about, "" if it is not about memory
+    before: tuple[Step, ...]  # the steps that led there, the step itself last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What validation found; `divergence` is None for a path."""
+
+    steps: int
+    objects: int
+    overlapping: int  # uses of an object that overlapped another one of it
+    divergence: Divergence | None
+
+
+def check_path(run: Recorded, around: int = 12) -> Answer:
+    """Is `run` a path of the model?  `around`: how many steps to show where it is not."""
+    merged = list(merge(run.steps))
+    found = min(
+        (d for d in (_by_text(run, merged), _by_memory(run, merged)) if d is not None),
+        key=lambda d: d[0],
+        default=None,
+    )
+    of_objects = _objects(merged)
+    overlapping = sum(
+        a.step.end > b.step.begin
+        for of_object in of_objects.values()
+        for a, b in itertools.pairwise(of_object)
+    )
+    divergence = None
+    if found is not None:
+        place, step, why, key = found
+        steps = _before(merged, place, key, around)
+        about = NAMES[key[0]].format(*key[1:]) if key else ""
+        divergence = Divergence(step=step, why=why, about=about, before=steps)
+    return Answer(
+        steps=len(merged),
+        objects=len(of_objects),
+        overlapping=overlapping,
+        divergence=divergence,
+    )
+
+
+Found = tuple[Place, Step | None, str, Key]
+Merged = list[tuple[Place, Step]]
+
+
+def merge(steps: dict[int, list[Step]]) -> Iterator[tuple[Place, Step]]:
+    """All steps in the order of the tickets before them; a CPU's own keep their order.
+
+    What has no ticket stands behind what its CPU did last.
+    """
+    return heapq.merge(*(_placed(own) for own in steps.values()))
+
+
+def _placed(own: Iterable[Step]) -> Iterator[tuple[Place, Step]]:
+    at = 0
+    for step in own:
+        at = max(at, step.begin)
+        yield (at, step.source, step.number), step
+        at = max(at, step.end)
+
+
+def before(steps: dict[int, list[Step]], ticket: int) -> dict[int, list[Step]]:
+    """The steps that nothing from `ticket` on can have had a part in.
+
+    A step that was open at that ticket is left out, and so then is whatever overlapped it.
+    """
+    shared = sorted((s for own in steps.values() for s in own if s.end), key=lambda s: -s.end)
+    for step in shared:
+        if step.end < ticket:
+            break
+        ticket = min(ticket, step.begin)
+    return {
+        source: own[: next((i for i, step in enumerate(own) if step.end >= ticket), len(own))]
+        for source, own in steps.items()
+    }
+
+
+# -- the text, and what a CPU has to itself --------------------------------------------------------
+
+
+def _by_text(run: Recorded, merged: Merged) -> Found | None:
+    """The first step that its own CPU's text or state does not allow."""
+    cpu, table = TextCpu(run.kvm), PidPointerTable.of_vcpus(len(run.pins))
+    texts = {source: CpuText(source, cpu, table) for source in run.steps}
+    owned = Owned()
+    last: dict[int, int] = {}
+    for place, step in merged:
+        try:
+            _check_tickets(step, last)
+            texts[step.source].feed(step)
+            result = owned.do(step)
+        except NoPathError as error:
+            return place, step, str(error), ()
+        if result is not ANY and result is not None and result != step.result:
+            return place, step, f"the result is {result}", ()
+    if run.whole:
+        for source, text in texts.items():
+            if text.wanted or text.parked:
+                end = max((p for p, s in merged if s.source == source), default=(0, source, 0))
+                return end, None, f"the record ends and the text goes on{text.place()}", ()
+    return None
+
+
+def _check_tickets(step: Step, last: dict[int, int]) -> None:
+    """Tickets only grow on one CPU, and exactly the steps that others can see have them."""
+    if (step.op in SHARED or step.op == "stop") != (step.begin > 0):
+        raise NoPathError("its tickets are not those of such a step")
+    if not step.begin:
+        return
+    roused = step.op == "switch_in" and step.extra  # since the signal, however long ago
+    if step.end <= step.begin or (not roused and step.begin <= last.get(step.source, 0)):
+        raise NoPathError(f"tickets {step.begin}-{step.end} are behind those of the step before")
+    last[step.source] = step.end
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+def _by_memory(run: Recorded, merged: Merged) -> Found | None:
+    """The first step that no order of the steps explains."""
+    found: list[Found] = []
+    places = {(step.source, step.number): place for place, step in merged}
+    for key, used in _objects(merged).items():
+        stuck = search(used, initial_value(key, run.pins, run.has_pi_sender))
+        if stuck is not None:
+            step = stuck.use.step
+            said = " or ".join(map(str, stuck.possible))
+            why = f"no order of the steps that overlap explains it; it could return {said}"
+            if not said:
+                why = "no order of the steps that overlap explains it"
+            found.append((places[step.source, step.number], step, why, key))
+    for step, why in check_messages(step for _, step in merged).items():
+        found.append((places[step.source, step.number], step, why, ()))
+    return min(found, default=None, key=lambda one: one[0])
+
+
+def _objects(merged: Merged) -> dict[Key, list[Use]]:
+    """The uses of each object, by the ticket before them."""
+    objects: dict[Key, list[Use]] = {}
+    for _, step in merged:
+        for use in uses(step):
+            objects.setdefault(use.key, []).append(use)
+    return objects
+
+
+def _before(merged: Merged, place: Place, key: Key, around: int) -> tuple[Step, ...]:
+    """The last steps up to the one at `place`: of the same object, or of the same CPU."""
+    source = place[1]
+    chosen = [
+        other
+        for at, other in merged
+        if at <= place and (other.source == source or any(use.key == key for use in uses(other)))
+    ]
+    return tuple(chosen[-around:])
