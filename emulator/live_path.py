@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from emulator.checker.path import Answer, Divergence, Recorded, before, check_path
-from emulator.checker.record_text import cpu_name, said
+from emulator.checker.record_text import cpu_name, said, said_result
 from emulator.checker.twin import source_hash
 from emulator.config.model import Cell, from_plain, to_plain
+from emulator.hardware.cpu import NOTIFICATION
+from emulator.hardware.vectors import ExitReason
 from emulator.kvm.params import Bug, Notify
 from emulator.machine.controls import vcpus_with_pi_sender
 from emulator.order import CALLS, FORMAT, HEADER_FILE, OPS, ORDER_FILE, OrderError, Step, read_steps
 
 CELLS: Final = "cell-*"
 ORDERLY: Final = frozenset({"complete", "interrupted"})  # the run's status: its threads have ended
-WIDTH: Final = 76
+EXITS: Final = {NOTIFICATION: "NOTIFICATION"} | {int(exit_): exit_.name for exit_ in ExitReason}
 
 
 class PathError(Exception):
@@ -59,6 +61,7 @@ class Checked:
             "cpus": self.cpus,
             "objects": answer.objects,
             "overlapping": answer.overlapping,
+            "moves": answer.moves,
             "seconds": round(self.seconds, 3),
             "divergence": answer.divergence and divergence_json(answer.divergence),
         }
@@ -166,11 +169,6 @@ def not_covered(cell: Cell) -> str:
             "kvm.apicv_inhibit is not covered: the host thread that inhibits APICv runs in the "
             "launcher, whose steps are not on record"
         )
-    if any(vcpu.floats for vcpu in cell.vcpus):
-        return (
-            "pin: float is not covered: a thread that moves starts at the head of the run loop "
-            "on its new pCPU, which no path of the text does"
-        )
     return ""
 
 
@@ -242,6 +240,10 @@ def verdict_text(checked: Checked) -> str:
         f"  {answer.objects} objects of memory, on which {answer.overlapping:,} steps overlapped",
         f"  {checked.seconds:.1f} s, {rate:,.0f} steps/s",
     ]
+    if answer.moves:
+        lines.append(
+            f"  {answer.moves:,} times a thread moved, and began again at the head of its run loop"
+        )
     if checked.part:
         lines.append(f"  {checked.part}")
     if answer.divergence:
@@ -263,26 +265,32 @@ def divergence_lines(found: Divergence) -> list[str]:
         cells = "  ".join(
             (words if step.source == source else "").ljust(widths[source]) for source in sources
         )
-        mark = "*" if step is found.step or step == found.step else " "
+        mark = "*" if step == found.step else " "
         lines.append(f"{mark} {tickets:<12} {cells}".rstrip())
+    lines.append("")
+    if found.step is not None:
+        step = found.step
+        lines.append(f"*** step {step.number:,} of {cpu_name(step.source)}: {said_step(step)}")
     where = f"{found.about}: " if found.about else ""
-    return [*lines, "", f"*** {where}{found.why}"]
+    return [*lines, f"*** {where}{found.why}"]
 
 
 def said_step(step: Step) -> str:
     """A step and its result."""
+    match step.op, step.args:
+        case "call", (call, *args):
+            return f"-> {said(CALLS[call], tuple(args))}"
+        case "interrupt", (vector,):
+            return f"<irq> {vector:#x}"
+        case "iret", _:
+            return "<iret>"
+        case (("deliver" | "eoi" | "self_ipi"), (vector,)):
+            return f"guest: {step.op} {vector:#x}"
+        case "arrive", (vector, sender, _):
+            return f"{vector:#x} arrives from {cpu_name(sender)}"
+        case "raise_irq", (pcpu, vector, _):
+            return f"{vector:#x} to {cpu_name(pcpu)}"
+        case "non_root_event", (vcpu,):
+            return f"non_root_event({vcpu}) = {EXITS.get(step.result, step.result)}"
     words = said(step.op, step.args)
-    match step.op:
-        case "call":
-            words = f"-> {said(CALLS[step.args[0]], step.args[1:])}"
-        case "interrupt":
-            words = f"<irq> {step.args[0]:#x}"
-        case "deliver" | "eoi" | "self_ipi":
-            words = f"guest: {step.op} {step.args[0]:#x}"
     return words if step.result is None else f"{words} = {said_result(step.result)}"
-
-
-def said_result(result: Any) -> str:
-    if isinstance(result, bool):
-        return str(int(result))
-    return str(tuple(map(int, result))) if isinstance(result, tuple) else str(result)

@@ -159,11 +159,15 @@ def decode(data: bytes) -> Iterator[Step]:
 
 def encode(step: Step) -> bytes:
     """One record."""
-    rest = [arg & MASK for arg in step.args[1:]] + [0] * (3 - len(step.args[1:]))
-    rest += pack_result(step.result)
-    for at, word in zip(EXTRA_AT[len(step.extra)], step.extra, strict=True):
+    counts, *rest = to_fields(step.args, step.result, step.extra)
+    return ORDER.pack(step.begin, step.end, CODES[step.op], counts, step.source, *rest)
+
+
+def to_fields(args: tuple[int, ...], result: Any, extra: tuple[int, ...]) -> list[int]:
+    """What `ORDER` packs from `counts` on, without the source."""
+    rest = [arg & MASK for arg in args[1:]]
+    rest += [0] * (3 - len(rest))
+    rest += pack_result(result)
+    for at, word in zip(EXTRA_AT[len(extra)], extra, strict=True):
         rest[at] = word
-    counts = len(step.args) | len(step.extra) << 4
-    first = step.args[0] if step.args else 0
-    code = CODES[step.op]
-    return ORDER.pack(step.begin, step.end, code, counts, step.source, first, *rest)
+    return [len(args) | len(extra) << 4, args[0] if args else 0, *rest]

@@ -23,7 +23,7 @@ from emulator.checker.record_memory import (
     uses,
 )
 from emulator.checker.record_owned import ANY, Owned
-from emulator.checker.record_text import CpuText, NoPathError, TextCpu
+from emulator.checker.record_text import CpuText, NoPathError, TextCpu, said_result
 from emulator.hardware.senders import PidPointerTable
 from emulator.kvm.params import Kvm
 from emulator.order import SHARED, Step
@@ -60,7 +60,8 @@ class Answer:
 
     steps: int
     objects: int
-    overlapping: int  # uses of an object that overlapped another one of it
+    overlapping: int  # uses of an object that overlapped the next one of it
+    moves: int  # times a thread came from another CPU
     divergence: Divergence | None
 
 
@@ -68,7 +69,7 @@ def check_path(run: Recorded, around: int = 12) -> Answer:
     """Is `run` a path of the model?  `around`: how many steps to show where it is not."""
     merged = list(merge(run.steps))
     found = min(
-        (d for d in (_by_text(run, merged), _by_memory(run, merged)) if d is not None),
+        filter(None, (_by_tickets(merged), _by_text(run, merged), _by_memory(run, merged))),
         key=lambda d: d[0],
         default=None,
     )
@@ -88,6 +89,7 @@ def check_path(run: Recorded, around: int = 12) -> Answer:
         steps=len(merged),
         objects=len(of_objects),
         overlapping=overlapping,
+        moves=len(_moves(merged)),
         divergence=divergence,
     )
 
@@ -136,16 +138,16 @@ def _by_text(run: Recorded, merged: Merged) -> Found | None:
     cpu, table = TextCpu(run.kvm), PidPointerTable.of_vcpus(len(run.pins))
     texts = {source: CpuText(source, cpu, table) for source in run.steps}
     owned = Owned()
-    last: dict[int, int] = {}
     for place, step in merged:
         try:
-            _check_tickets(step, last)
+            if step.op == "thread":
+                _move(texts, step)
             texts[step.source].feed(step)
             result = owned.do(step)
         except NoPathError as error:
             return place, step, str(error), ()
         if result is not ANY and result is not None and result != step.result:
-            return place, step, f"the result is {result}", ()
+            return place, step, f"the model returns {said_result(result)}", ()
     if run.whole:
         for source, text in texts.items():
             if text.wanted or text.parked:
@@ -154,16 +156,64 @@ def _by_text(run: Recorded, merged: Merged) -> Found | None:
     return None
 
 
-def _check_tickets(step: Step, last: dict[int, int]) -> None:
-    """Tickets only grow on one CPU, and exactly the steps that others can see have them."""
-    if (step.op in SHARED or step.op == "stop") != (step.begin > 0):
-        raise NoPathError("its tickets are not those of such a step")
-    if not step.begin:
-        return
-    roused = step.op == "switch_in" and step.extra  # since the signal, however long ago
-    if step.end <= step.begin or (not roused and step.begin <= last.get(step.source, 0)):
-        raise NoPathError(f"tickets {step.begin}-{step.end} are behind those of the step before")
-    last[step.source] = step.end
+def _move(texts: dict[int, CpuText], step: Step) -> None:
+    """A thread begins: wherever else it was, it is no longer."""
+    for source, text in texts.items():
+        if source != step.source:
+            text.leave(step.args[0])
+
+
+def _moves(merged: Merged) -> list[Step]:
+    """The beginnings of threads that had begun before."""
+    begun: set[int] = set()
+    again = []
+    for _, step in merged:
+        if step.op == "thread":
+            if step.args[0] in begun:
+                again.append(step)
+            begun.add(step.args[0])
+    return again
+
+
+# -- tickets ---------------------------------------------------------------------------------------
+
+
+def _by_tickets(merged: Merged) -> Found | None:
+    """A step whose tickets cannot be its own: each was taken once, in turn, and none is missing."""
+    own: dict[int, Merged] = {}  # by source
+    holders: dict[int, list[tuple[int, int]]] = {}
+    for place, step in merged:
+        if (step.op in SHARED or step.op == "stop") != (step.begin > 0):
+            return place, step, "its tickets are not those of such a step", ()
+        if step.begin:
+            mine = own.setdefault(step.source, [])
+            for ticket in (step.begin, step.end):
+                holders.setdefault(ticket, []).append((step.source, len(mine)))
+            mine.append((place, step))
+    total = 2 * sum(map(len, own.values()))
+    missing = next((t for t in range(1, total + 1) if t not in holders), 0)
+    if missing:
+        suspects = [
+            who for t, by in holders.items() if len(by) > 1 or not 1 <= t <= total for who in by
+        ]
+        source, i = next((w for w in suspects if _fits(own[w[0]], w[1], missing)), suspects[0])
+        place, step = own[source][i]
+        tickets = f"{step.begin} and {step.end}"
+        return place, step, f"its tickets are {tickets}, and nobody has ticket {missing}", ()
+    for mine in own.values():
+        for (_, before_it), (place, step) in itertools.pairwise(mine):
+            if not before_it.end < step.begin < step.end:
+                why = f"its CPU had come to ticket {before_it.end} before it took {step.begin}"
+                return place, step, why, ()
+    return None
+
+
+def _fits(own: Merged, i: int, ticket: int) -> bool:
+    """Would `ticket` be right in the i-th step of this CPU, in place of one of its own?"""
+    step = own[i][1]
+    after = own[i - 1][1].end if i else 0
+    until = own[i + 1][1].begin if i + 1 < len(own) else ticket + step.end
+    return after < ticket < step.end < until or after < step.begin < ticket < until
 
 
 # -- memory ---------------------------------------------------------------------------------------
@@ -177,10 +227,9 @@ def _by_memory(run: Recorded, merged: Merged) -> Found | None:
         stuck = search(used, initial_value(key, run.pins, run.has_pi_sender))
         if stuck is not None:
             step = stuck.use.step
-            said = " or ".join(map(str, stuck.possible))
-            why = f"no order of the steps that overlap explains it; it could return {said}"
-            if not said:
-                why = "no order of the steps that overlap explains it"
+            said = " or ".join(map(said_result, stuck.possible))
+            why = "no order of the steps that overlap explains it"
+            why += f"; the model returns {said}" if said else ""
             found.append((places[step.source, step.number], step, why, key))
     for step, why in check_messages(step for _, step in merged).items():
         found.append((places[step.source, step.number], step, why, ()))

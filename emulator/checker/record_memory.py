@@ -97,7 +97,7 @@ def _wake_up(task: tuple[int, int], step: Step) -> tuple[tuple[int, int], Any]:
 
 
 def _switch_in(task: tuple[int, int], step: Step) -> tuple[tuple[int, int], Any]:
-    """Somebody has made it runnable, or the launcher's signal has (`extra`)."""
+    """Somebody has made it runnable, or the launcher's signal has (`extra`: the ticket before)."""
     if task[1] != SLEEPING:
         return task, None
     return (task[0], RUNNING), None if step.extra else IMPOSSIBLE
@@ -214,6 +214,15 @@ class Use(NamedTuple):
     rule: Rule
     result: Any
 
+    @property
+    def begin(self) -> int:
+        """The ticket before; a thread may have been roused as early as the launcher's signal."""
+        return (
+            self.step.extra[0]
+            if self.step.op == "switch_in" and self.step.extra
+            else self.step.begin
+        )
+
 
 def uses(step: Step) -> Iterator[Use]:
     """What a step does with objects; nothing, for what CPUs do not share."""
@@ -248,9 +257,9 @@ class Stuck(NamedTuple):
 
 
 def search(used: list[Use], first: Value) -> Stuck | None:
-    """Is there an order of these uses of one object?  They come sorted by `begin`."""
+    """Is there an order of these uses of one object, whose value is `first` before them?"""
     events = sorted(
-        [(use.step.begin, i) for i, use in enumerate(used)]
+        [(use.begin, i) for i, use in enumerate(used)]
         + [(use.step.end, ~i) for i, use in enumerate(used)]
     )
     configurations: set[Configuration] = {(first, frozenset())}

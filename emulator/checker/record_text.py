@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from emulator.checker.twin import twin
 from emulator.events import DEVICE_BASE
+from emulator.hardware.cpu import Control
 from emulator.hardware.senders import PidPointerTable
 from emulator.kvm.params import Kvm
 from emulator.order import CALLS, STEPS, Step
@@ -74,7 +75,8 @@ class CpuText:
         match op:
             case "thread":
                 self._idle("a thread begins")
-                self.parked.pop(step.args[0], None)
+                if step.args[0] in self.parked:
+                    raise NoPathError(f"vCPU {step.args[0]} begins again where it already is")
                 self._push("thread", vcpu_thread(self.cpu, step.args[0]))
             case "thread_end":
                 if self.stack:
@@ -94,6 +96,16 @@ class CpuText:
             case _:
                 if op in GUEST and self.wanted[:1] != ("non_root_event",):
                     raise NoPathError(f"no guest runs here, {self._wants()}")
+
+    def leave(self, vcpu: int) -> None:
+        """A thread that may have been here begins on another CPU.  NoPathError if it cannot.
+
+        Its stack does not follow it there (`machine/scheduler`): it must be one that says nothing
+        which the head of the run loop would not find again.
+        """
+        stack = self.parked.pop(vcpu, None)
+        if stack and len(stack) > 1:
+            raise NoPathError(f"vCPU {vcpu} was preempted in the middle of a function elsewhere")
 
     @property
     def wanted(self) -> tuple[Any, ...]:
@@ -134,17 +146,18 @@ class CpuText:
             raise NoPathError(self._wants())
         self.stack.pop()
 
-    def _call(self, function: str, args: tuple[int, ...]) -> None:
+    def _call(self, function: str, args: tuple[Any, ...]) -> None:
         if function == "ipi_virtualization":
             if self.wanted[:1] != ("non_root_event",):
                 raise NoPathError(f"no guest runs here, {self._wants()}")
-            self._push("call", twin()[function](self.cpu, *args, self.table))
-        else:
-            self._push("call", twin()[function](self.cpu, *args))
+            args = (*args, self.table)
+        elif function != "preempt_schedule":
+            self._idle("a device does something else")
+        self._push("call", twin()[function](self.cpu, *args))
 
     def _idle(self, what: str) -> None:
         if self.stack:
-            raise NoPathError(f"{what} on a CPU that is not idle, {self._wants()}")
+            raise NoPathError(f"{what} before this is over: {self._wants()}")
 
     def _wants(self) -> str:
         if not self.wanted:
@@ -180,6 +193,18 @@ def where(text: _Generator) -> str:
 def said(op: str, args: tuple[Any, ...]) -> str:
     """A step as the text writes it."""
     return f"{op}({', '.join(str(int(arg)) for arg in args)})"
+
+
+def said_result(result: Any) -> str:
+    """A result, short."""
+    match result:
+        case bool():
+            return str(int(result))
+        case Control(on, sn, nv, ndst):
+            return f"ON={int(on)} SN={int(sn)} NV={nv:#x} NDST={ndst}"
+        case tuple():
+            return str(tuple(map(int, result)))
+    return str(result)
 
 
 def cpu_name(source: int) -> str:

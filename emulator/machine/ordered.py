@@ -29,28 +29,33 @@ from emulator.machine.words import VcpuWords
 from emulator.order import (
     CALLS,
     CODES,
-    EXTRA_AT,
     KINDS,
     MASK,
     ORDER,
     ORDER_BYTES,
     SHARED,
     STEPS,
-    pack_result,
+    to_fields,
 )
 
 OF_PIR: Final = frozenset({"pi_harvest", "pi_is_pir_empty"})  # one step for each word of PIR
-NO_STEPS: Final = (0, 0)
+PENDING_MAX: Final = 512  # records kept back from the ring
 
 _Cpu = Any  # an OrderedCpu or an OrderedDeviceCpu: what a step is done on
+Record = tuple[int, int, int, tuple[int, ...], Any, tuple[int, ...]]
+"""(begin, end, code, arguments, result, extra), as `emulator.order` lays them out."""
 
 
 class Steps:
-    """The producer's end of one ring, and this process's hand on the ticket counter."""
+    """The producer's end of one ring, and this process's hand on the ticket counter.
+
+    As for events, a record on the interrupt path is one `append`; it is packed into the ring when
+    the CPU next has nothing better to do, after PENDING_MAX at the latest.
+    """
 
     __slots__ = (
-        "_base", "_buffer", "_capacity", "_drop", "_head", "_publish", "_source", "_tail", "leave",
-        "sent", "shut", "ticket", "words",
+        "_base", "_buffer", "_capacity", "_drop", "_head", "_leave", "_open", "_publish",
+        "_source", "_tail", "pending", "put", "sent", "shut", "ticket", "words",
     )  # fmt: skip
 
     def __init__(self, memory: Memory, process: int, source: int) -> None:
@@ -63,54 +68,57 @@ class Steps:
         self._publish = memory.u64(ring + R_HEAD).store
         self._tail = memory.u64(ring + R_TAIL).load
         self._drop = memory.u64(ring + R_DROPPED).fetch_add
+        self._leave = memory.u64(ring + R_OPEN).store
+        self._open = False
         self._source = source
-        self.leave = memory.u64(ring + R_OPEN).store
+        self.pending: list[Record] = []
+        self.put = self.pending.append
         self.ticket = memory.u64(H_TICKET).fetch_add  # (1) -> how many have been taken before
         self.shut = False  # a step is under way: no interrupt window, no step of its own inside
         self.sent: tuple[int, ...] = ()  # (pCPU, id) of the message that the step sends
         self.words: tuple[int, ...] = ()  # what the step found in each word of PIR
 
     def enter(self) -> int:
-        """Open a step: the ticket before it."""
+        """Open a step that others can see: the ticket before it."""
         begin = self.ticket(1) + 1
-        self.leave(begin)
+        if not self._open:
+            self._open = True
+            self._leave(begin)
         self.shut = True
         return begin
 
     def close(
-        self, code: int, begin: int, args: tuple[Any, ...], result: Any, extra: tuple[int, ...] = ()
+        self, code: int, begin: int, args: tuple[int, ...], result: Any, extra: tuple[int, ...]
     ) -> None:
         """Put the open step on record, with the ticket after it."""
-        end = self.ticket(1) + 1
-        self.put(code, args, result, extra, (begin, end))
+        self.put((begin, self.ticket(1) + 1, code, args, result, extra))
         self.shut = False
-        self.leave(0)
+        if len(self.pending) > PENDING_MAX:
+            self.flush()
 
-    def put(
-        self,
-        code: int,
-        args: tuple[Any, ...] = (),
-        result: Any = None,
-        extra: tuple[int, ...] = (),
-        tickets: tuple[int, int] = NO_STEPS,
-    ) -> None:
-        """One record into the ring; a full ring drops it and counts."""
-        head = self._head
-        if head - self._tail() >= self._capacity:
-            self._drop(1)
-            return
-        rest = [arg & MASK for arg in args[1:]]
-        rest += [0] * (3 - len(rest))
-        rest += pack_result(result)
-        for at, word in zip(EXTRA_AT[len(extra)], extra, strict=True):
-            rest[at] = word
-        ORDER.pack_into(
-            self._buffer, self._base + (head & self._capacity - 1) * ORDER_BYTES,
-            *tickets, code, len(args) | len(extra) << 4, self._source, args[0] if args else 0,
-            *rest,
-        )  # fmt: skip
-        self._head = head + 1
-        self._publish(head + 1)
+    def note(self, op: str, *args: int) -> None:
+        """Put on record what nobody else can see."""
+        self.put((0, 0, CODES[op], args, None, ()))
+
+    def flush(self) -> None:
+        """Pack what is pending into the ring and publish it; what does not fit is counted."""
+        head, mask = self._head, self._capacity - 1
+        room = self._tail() + self._capacity - head
+        for begin, end, code, args, result, extra in self.pending[:room]:
+            at = self._base + (head & mask) * ORDER_BYTES
+            fields = to_fields(args, result, extra)
+            ORDER.pack_into(
+                self._buffer, at, begin, end, code, fields[0], self._source, *fields[1:]
+            )
+            head += 1
+        if len(self.pending) > room:
+            self._drop(len(self.pending) - room)
+        self.pending.clear()
+        self._head = head
+        self._publish(head)
+        if not self.shut:
+            self._open = False
+            self._leave(0)
 
 
 class _WatchedDesc(PiDesc):
@@ -174,15 +182,19 @@ class OrderedCpu(LiveCpu):
             super().window()
 
     def handle_irq(self, vector: int) -> None:
-        self.order.put(CODES["interrupt"], (vector,))
+        self.order.note("interrupt", vector)
         super().handle_irq(vector)
-        self.order.put(CODES["iret"])
+        self.order.note("iret")
 
     def preempt(self) -> None:
-        self.order.put(CODES["call"], (CALLS.index("preempt_schedule"), self.running))
+        self.order.note("call", CALLS.index("preempt_schedule"), self.running)
         super().preempt()
 
-    # -- messages ----------------------------------------------------------------------------------
+    # -- messages, and when there is time ----------------------------------------------------------
+
+    def flush(self) -> None:
+        self.order.flush()
+        super().flush()
 
     def _take(self, message: Message) -> None:
         _, vector, sender, _, ref, *_ = message
@@ -193,16 +205,16 @@ class OrderedCpu(LiveCpu):
         super()._take(message)
         if vector < 0:
             self._signal = begin
-            self.order.close(CODES["stop"], begin, (), None)
+            self.order.close(CODES["stop"], begin, (), None, ())
         else:
-            self.order.close(CODES["arrive"], begin, (vector, sender, ref), None)
+            self.order.close(CODES["arrive"], begin, (vector, sender, ref), None, ())
 
     def post_ipi(self, pcpu: int, vector: int, vcpu: int) -> None:
         order = self.order
         begin = 0 if order.shut else order.enter()
         super().post_ipi(pcpu, vector, vcpu)
         if begin:
-            order.close(CODES["raise_irq"], begin, (pcpu, vector, self._ids), None)
+            order.close(CODES["raise_irq"], begin, (pcpu, vector, self._ids), None, ())
         else:
             order.sent = (pcpu, self._ids)
 
@@ -211,35 +223,35 @@ class OrderedCpu(LiveCpu):
     def non_root_event(self, vcpu: int) -> int:
         event = super().non_root_event(vcpu)
         vector = self.lp.exit_interruption_info & 0xFF
-        self.order.put(CODES["non_root_event"], (vcpu,), event, (vector,))
+        self.order.put((0, 0, CODES["non_root_event"], (vcpu,), event, (vector,)))
         return event
 
     def interrupt(self, vector: int) -> None:
-        self.order.put(CODES["deliver"], (vector,))
+        self.order.note("deliver", vector)
         super().interrupt(vector)
 
     def on_eoi(self, vector: int) -> None:
-        self.order.put(CODES["eoi"], (vector,))
+        self.order.note("eoi", vector)
         super().on_eoi(vector)
 
     def on_self_ipi(self, vector: int, load: int, due: int) -> None:
-        self.order.put(CODES["self_ipi"], (vector,))
+        self.order.note("self_ipi", vector)
         super().on_self_ipi(vector, load, due)
 
     def send_virtual_ipi(self) -> None:
         call = CALLS.index("ipi_virtualization")
-        self.order.put(CODES["call"], (call, *self.lp.ipi))
+        self.order.note("call", call, *self.lp.ipi)
         super().send_virtual_ipi()
 
     # -- threads -----------------------------------------------------------------------------------
 
     def context_switch(self, vcpu: int) -> None:
-        self.order.put(CODES["context_switch"], (vcpu,))
+        self.order.note("context_switch", vcpu)
         super().context_switch(vcpu)
         # Whoever runs again finds itself runnable, and nobody but itself ends that: a look now is
         # as good as the scheduler's.  The signal that ends the run may have roused it long ago.
-        begin, roused = self.order.enter(), (1,) if self._signal else ()
-        self.order.close(CODES["switch_in"], self._signal or begin, (vcpu,), None, roused)
+        signal = (self._signal,) if self._signal else ()
+        self.order.close(CODES["switch_in"], self.order.enter(), (vcpu,), None, signal)
 
 
 def _on_record(thread: Callable[[LiveCpu, int], None]) -> Callable[[LiveCpu, int], None]:
@@ -248,9 +260,9 @@ def _on_record(thread: Callable[[LiveCpu, int], None]) -> Callable[[LiveCpu, int
     def body(cpu: LiveCpu, vcpu: int) -> None:
         assert isinstance(cpu, OrderedCpu)
         order = cpu.order
-        order.close(CODES["thread"], order.enter(), (vcpu,), None)
+        order.close(CODES["thread"], order.enter(), (vcpu,), None, ())
         thread(cpu, vcpu)
-        order.put(CODES["thread_end"], (vcpu,))
+        order.note("thread_end", vcpu)
 
     return body
 
@@ -268,20 +280,22 @@ class OrderedDeviceCpu(DeviceCpu):
         self.irqs_on = False  # nothing interrupts between two steps
 
     def call(self, text: Callable[..., None], *args: int) -> None:
-        self.order.put(CODES["call"], (CALLS.index(text.__name__), *args))
+        self.order.note("call", CALLS.index(text.__name__), *args)
         super().call(text, *args)
+        self.order.flush()
 
     def store_has_pi_sender(self, vcpu: int) -> None:
         begin = self.order.enter()
         super().store_has_pi_sender(vcpu)
-        self.order.close(CODES["assign"], begin, (vcpu,), None)
+        self.order.close(CODES["assign"], begin, (vcpu,), None, ())
 
     def send(self, kind: Event, pcpu: int, vector: int, vcpu: int) -> None:
         order = self.order
         begin = 0 if order.shut else order.enter()
         super().send(kind, pcpu, vector, vcpu)
         if begin:
-            order.close(CODES["raise_irq"], begin, (pcpu, vector, self._ids), None)
+            order.close(CODES["raise_irq"], begin, (pcpu, vector, self._ids), None, ())
+            order.flush()
         else:
             order.sent = (pcpu, self._ids)
 
@@ -292,26 +306,20 @@ WRITTEN_OUT: Final = frozenset({"non_root_event", "context_switch"})
 OPENING: Final = frozenset({"local_irq_enable", "halt_poll_open"})  # besides what others can see
 
 
-def _wrap(cls: type, name: str) -> Callable[..., Any]:
-    """The method `name` of `cls`, on record."""
-    do = getattr(cls, name)
-    code, shared, of_pir = CODES[name], name in SHARED, name in OF_PIR
-    opens = KINDS[name] in (Kind.LOCKED, Kind.STORE, Kind.LOAD) or name in OPENING
+def _shared(do: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The step `do`, which others can see, on record with its tickets."""
+    code, of_pir = CODES[name], name in OF_PIR
+    opens = KINDS[name] in (Kind.LOCKED, Kind.STORE, Kind.LOAD)
 
     def step(cpu: _Cpu, *args: Any) -> Any:
         order = cpu.order
         if order.shut:  # a step that is made of steps: what others see is the one
             return do(cpu, *args)
-        begin = order.enter() if shared else 0
-        order.shut = True
+        begin = order.enter()
         result = do(cpu, *args)
-        if shared:
-            extra = order.words if of_pir else order.sent
-            order.close(code, begin, args, result, extra)
+        order.close(code, begin, args, result, order.words if of_pir else order.sent)
+        if order.sent:
             order.sent = ()
-        else:
-            order.put(code, args, result)
-            order.shut = False
         if opens and cpu.irqs_on:
             cpu._step()  # noqa: SLF001  its own method: the wrapper stands beside the class
         return result
@@ -319,11 +327,31 @@ def _wrap(cls: type, name: str) -> Callable[..., Any]:
     return step
 
 
+def _own(do: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The step `do`, which only this CPU can see, on record."""
+    code, opens = CODES[name], name in OPENING
+
+    def step(cpu: _Cpu, *args: Any) -> Any:
+        order = cpu.order
+        if order.shut:
+            return do(cpu, *args)
+        order.shut = True
+        result = do(cpu, *args)
+        order.shut = False
+        order.put((0, 0, code, args, result, ()))
+        if opens and cpu.irqs_on:
+            cpu._step()  # noqa: SLF001
+        return result
+
+    return step
+
+
 for _name in STEPS:
+    _wrap = _shared if _name in SHARED else _own
     if _name not in WRITTEN_OUT:
-        setattr(OrderedCpu, _name, _wrap(LiveCpu, _name))
+        setattr(OrderedCpu, _name, _wrap(getattr(LiveCpu, _name), _name))
     if hasattr(DeviceCpu, _name):
-        setattr(OrderedDeviceCpu, _name, _wrap(DeviceCpu, _name))
+        setattr(OrderedDeviceCpu, _name, _wrap(getattr(DeviceCpu, _name), _name))
 
 
 def wants_order(cell: Cell) -> bool:
