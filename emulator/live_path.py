@@ -234,21 +234,26 @@ def verdict_text(checked: Checked) -> str:
     verdict = "a path of the model" if checked.is_path else "NOT a path of the model"
     rate = answer.steps / checked.seconds if checked.seconds else 0.0
     bugs = "".join(f" with {bug}" for bug in checked.bugs)
+    overlapped = many(answer.overlapping, "step")
     lines = [
         f"{checked.label}: {verdict}" if checked.label else verdict,
-        f"  rule {checked.rule}{bugs}, {answer.steps:,} steps of {checked.cpus} CPUs",
-        f"  {answer.objects} objects of memory, on which {answer.overlapping:,} steps overlapped",
+        f"  rule {checked.rule}{bugs}, {many(answer.steps, 'step')} of {many(checked.cpus, 'CPU')}",
+        f"  {overlapped} overlapped on one of memory's {answer.objects} objects",
         f"  {checked.seconds:.1f} s, {rate:,.0f} steps/s",
     ]
     if answer.moves:
         lines.append(
-            f"  {answer.moves:,} times a thread moved, and began again at the head of its run loop"
+            f"  threads moved {many(answer.moves, 'time')}, to the head of their run loops"
         )
     if checked.part:
         lines.append(f"  {checked.part}")
     if answer.divergence:
         lines += ["", *divergence_lines(answer.divergence)]
     return "\n".join(lines)
+
+
+def many(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def divergence_lines(found: Divergence) -> list[str]:

@@ -165,8 +165,11 @@ def check_live_run(
     directory: str, rule: str | None, bugs: tuple[str, ...], *, as_json: bool
 ) -> int:
     """`check` of a recorded run: is each of its cells a path of the model?  Exit code."""
+    import gc
+
     from emulator.live_path import PathError, check_run, verdict_json, verdict_text
 
+    gc.disable()  # a million tuples without a cycle: the collector would only walk them
     try:
         cells = check_run(
             Path(directory),

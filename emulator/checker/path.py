@@ -68,16 +68,16 @@ class Answer:
 def check_path(run: Recorded, around: int = 12) -> Answer:
     """Is `run` a path of the model?  `around`: how many steps to show where it is not."""
     merged = list(merge(run.steps))
+    objects = _objects(merged)
     found = min(
-        filter(None, (_by_tickets(merged), _by_text(run, merged), _by_memory(run, merged))),
+        filter(
+            None, (_by_tickets(merged), _by_text(run, merged), _by_memory(run, merged, objects))
+        ),
         key=lambda d: d[0],
         default=None,
     )
-    of_objects = _objects(merged)
     overlapping = sum(
-        a.step.end > b.step.begin
-        for of_object in of_objects.values()
-        for a, b in itertools.pairwise(of_object)
+        a.step.end > b.step.begin for used in objects.values() for a, b in itertools.pairwise(used)
     )
     divergence = None
     if found is not None:
@@ -87,7 +87,7 @@ def check_path(run: Recorded, around: int = 12) -> Answer:
         divergence = Divergence(step=step, why=why, about=about, before=steps)
     return Answer(
         steps=len(merged),
-        objects=len(of_objects),
+        objects=len(objects),
         overlapping=overlapping,
         moves=len(_moves(merged)),
         divergence=divergence,
@@ -219,11 +219,11 @@ def _fits(own: Merged, i: int, ticket: int) -> bool:
 # -- memory ---------------------------------------------------------------------------------------
 
 
-def _by_memory(run: Recorded, merged: Merged) -> Found | None:
+def _by_memory(run: Recorded, merged: Merged, objects: dict[Key, list[Use]]) -> Found | None:
     """The first step that no order of the steps explains."""
     found: list[Found] = []
     places = {(step.source, step.number): place for place, step in merged}
-    for key, used in _objects(merged).items():
+    for key, used in objects.items():
         stuck = search(used, initial_value(key, run.pins, run.has_pi_sender))
         if stuck is not None:
             step = stuck.use.step
