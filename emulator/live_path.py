@@ -109,16 +109,14 @@ def check_one(
         steps = read_steps(directory / ORDER_FILE)
     except OrderError as error:
         raise PathError(str(error)) from error
-    end = header["end"] or {"status": "died", "dropped": 0}
-    if end.get("dropped"):
-        raise PathError(
-            f"{directory}: {end['dropped']} steps did not fit into the rings and are not on "
-            "record; a lower rate or fewer pCPUs leave the launcher more time to drain them"
-        )
-    whole = end["status"] in ORDERLY
+    end = header["end"] or {"status": "died"}
+    dropped = end.get("dropped", 0)
+    whole = end["status"] in ORDERLY and not dropped
     part = ""
     if not whole:
         steps, part = before_the_break(steps, end)
+        why = f"{dropped:,} steps did not fit into the rings" if dropped else "the run broke"
+        part = f"{why}: checked {part}"
     recorded = Recorded(
         kvm=kvm,
         pins=tuple(vcpu.pcpu for vcpu in cell.vcpus),
@@ -175,10 +173,10 @@ def not_covered(cell: Cell) -> str:
 def before_the_break(steps: dict[int, list[Step]], end: dict[str, Any]) -> tuple[
     dict[int, list[Step]], str
 ]:  # fmt: skip
-    """The steps that nothing missing can have preceded, of a run that broke, and that in words.
+    """The steps that nothing missing can have preceded, and how many they are of how many.
 
-    A process that died in mid-step has one step that is not on record: `open` has the ticket before
-    it.  Without that (the launcher was killed) each process's record counts up to its last ticket.
+    `open` has the ticket before the first step of each process that is not on record.  Without
+    that (the launcher was killed) each process's record counts up to its last ticket.
     """
     last = [max((step.end for step in own), default=0) for own in steps.values()]
     if "open" in end:
@@ -187,7 +185,7 @@ def before_the_break(steps: dict[int, list[Step]], end: dict[str, Any]) -> tuple
         cut = min(last, default=0) + 1
     kept = before(steps, cut)
     total, left = sum(map(len, steps.values())), sum(map(len, kept.values()))
-    return kept, f"the run broke: checked the {left:,} of its {total:,} steps before that"
+    return kept, f"the {left:,} of {total:,} recorded steps before that"
 
 
 # -- in words -------------------------------------------------------------------------------------

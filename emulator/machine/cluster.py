@@ -55,7 +55,7 @@ from emulator.machine.memory import (
     Memory,
     Shape,
 )
-from emulator.machine.ordered import wants_order
+from emulator.machine.ordered import order_records, wants_order
 from emulator.machine.recorder import Drain
 from emulator.machine.stats import Stat
 from emulator.machine.watchdog import Loss, Watchdog
@@ -139,7 +139,7 @@ class Cluster:
             vcpus=len(cell.vcpus),
             devices=len(cell.devices),
             ring_records=1 << (16 if processes <= 16 else 14),
-            order_records=1 << (15 if processes <= 16 else 12) if wants_order(cell) else 0,
+            order_records=order_records(processes) if wants_order(cell) else 0,
         )
         self._memory = Memory.create(self.runtime / "memory", shape)
         self._words = all_words(self._memory)

@@ -40,6 +40,7 @@ from emulator.order import (
 
 OF_PIR: Final = frozenset({"pi_harvest", "pi_is_pir_empty"})  # one step for each word of PIR
 PENDING_MAX: Final = 512  # records kept back from the ring
+RINGS_BYTES: Final = 32 << 20  # of shared memory, for all processes
 
 _Cpu = Any  # an OrderedCpu or an OrderedDeviceCpu: what a step is done on
 Record = tuple[int, int, int, tuple[int, ...], Any, tuple[int, ...]]
@@ -54,7 +55,7 @@ class Steps:
     """
 
     __slots__ = (
-        "_base", "_buffer", "_capacity", "_drop", "_head", "_leave", "_open", "_publish",
+        "_base", "_buffer", "_capacity", "_drop", "_full", "_head", "_leave", "_open", "_publish",
         "_source", "_tail", "pending", "put", "sent", "shut", "ticket", "words",
     )  # fmt: skip
 
@@ -69,7 +70,7 @@ class Steps:
         self._tail = memory.u64(ring + R_TAIL).load
         self._drop = memory.u64(ring + R_DROPPED).fetch_add
         self._leave = memory.u64(ring + R_OPEN).store
-        self._open = False
+        self._open = self._full = False
         self._source = source
         self.pending: list[Record] = []
         self.put = self.pending.append
@@ -101,9 +102,13 @@ class Steps:
         self.put((0, 0, CODES[op], args, None, ()))
 
     def flush(self) -> None:
-        """Pack what is pending into the ring and publish it; what does not fit is counted."""
+        """Pack what is pending into the ring and publish it.
+
+        The first record that does not fit is the end of this process's record: what follows is
+        only counted, and the step stays open.
+        """
         head, mask = self._head, self._capacity - 1
-        room = self._tail() + self._capacity - head
+        room = 0 if self._full else self._tail() + self._capacity - head
         for begin, end, code, args, result, extra in self.pending[:room]:
             at = self._base + (head & mask) * ORDER_BYTES
             fields = to_fields(args, result, extra)
@@ -111,12 +116,19 @@ class Steps:
                 self._buffer, at, begin, end, code, fields[0], self._source, *fields[1:]
             )
             head += 1
-        if len(self.pending) > room:
-            self._drop(len(self.pending) - room)
-        self.pending.clear()
         self._head = head
         self._publish(head)
-        if not self.shut:
+        if len(self.pending) > room:
+            self._drop(len(self.pending) - room)
+            begins = [record[0] for record in self.pending[room:] if record[0]]
+            if begins and not (self._full and self._open):
+                self._open = True
+                self._leave(begins[0])
+            elif not self._full:
+                self._open = False  # the next step that others can see is the one
+            self._full = True
+        self.pending.clear()
+        if not self.shut and not self._full:
             self._open = False
             self._leave(0)
 
@@ -357,3 +369,8 @@ for _name in STEPS:
 def wants_order(cell: Cell) -> bool:
     """Is this run's order to be put on record?"""
     return cell.order is Order.TOTAL
+
+
+def order_records(processes: int) -> int:
+    """How many steps a ring holds: a launcher without a core may be half a second late."""
+    return 1 << (RINGS_BYTES // (ORDER_BYTES * processes)).bit_length() - 1

@@ -14,7 +14,10 @@ from emulator.config import load_experiment
 from emulator.config.model import Cell, from_plain
 from emulator.kvm.params import Notify
 from emulator.live_path import PathError, check_run, not_covered, said_step
-from emulator.order import HEADER_FILE, ORDER_BYTES, ORDER_FILE, read_steps
+from emulator.machine.memory import Memory, Shape
+from emulator.machine.ordered import Steps
+from emulator.machine.recorder import Drain
+from emulator.order import CODES, HEADER_FILE, ORDER_BYTES, ORDER_FILE, read_steps
 
 SHORT = ("record.order=total", "run.warmup=50ms", "run.for=300ms", "expect=[]")
 STEPS_SHOWN = 12
@@ -223,13 +226,39 @@ def test_a_record_of_another_text_is_refused(first, tmp_path):
         check_run(spoilt(first, tmp_path, source="0123456789abcdef"))
 
 
-def test_a_record_that_was_cut_off_or_overrun_is_refused(first, tmp_path):
-    end = {"status": "complete", "dropped": 3, "open": [0, 0], "tickets": 9}
+def test_of_a_record_that_was_overrun_what_came_before_is_checked(first, tmp_path):
+    end = {"status": "complete", "dropped": 3, "open": [0, 1001], "tickets": 9}
+    (checked,) = check_run(spoilt(first, tmp_path, end=end))
 
+    assert checked.is_path
+    assert 500 < checked.answer.steps < 2500
+    assert checked.part.startswith("3 steps did not fit into the rings: checked the ")
+
+
+def test_a_full_ring_ends_a_processs_record_and_says_where(tmp_path):
+    memory = Memory.create(
+        tmp_path / "memory", Shape(pcpus=1, vcpus=1, devices=0, ring_records=2, order_records=4)
+    )
+    steps = Steps(memory, 0, 0)
+    for _ in range(3):
+        steps.note("smp_processor_id")
+        steps.close(CODES["smp_mb"], steps.enter(), (), None, ())
+    steps.flush()
+    with (tmp_path / "events").open("wb") as events, (tmp_path / "order").open("wb") as order:
+        drain = Drain(memory, events, order)
+        drain.drain()
+        steps.note("smp_processor_id")  # there is room again, and a gap before it
+        steps.flush()
+        drain.drain()
+        end = drain.order_end()
+
+    assert end == {"dropped": 3, "open": [5], "tickets": 6}
+    assert [step.begin for step in read_steps(tmp_path / "order")[0]] == [0, 1, 0, 3]
+
+
+def test_a_record_that_was_cut_off_is_refused(first, tmp_path):
     with pytest.raises(PathError, match="cut off in the middle of a step"):
         check_run(spoilt(first, tmp_path, (first / ORDER_FILE).read_bytes()[:-1]))
-    with pytest.raises(PathError, match="3 steps did not fit"):
-        check_run(spoilt(first, tmp_path, end=end))
     with pytest.raises(PathError, match="a step that there is not"):
         check_run(spoilt(first, tmp_path, b"\xff" * ORDER_BYTES))
 
