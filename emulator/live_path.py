@@ -162,10 +162,10 @@ def read_header(directory: Path) -> dict[str, Any]:
 
 def not_covered(cell: Cell) -> str:
     """Why the model does not cover this config, empty if it does."""
-    if cell.kvm.apicv_inhibit_ns:
+    if cell.kvm.apicv_inhibit_ns and any(vcpu.floats for vcpu in cell.vcpus):
         return (
-            "kvm.apicv_inhibit is not covered: the host thread that inhibits APICv runs in the "
-            "launcher, whose steps are not on record"
+            "pin: float together with kvm.apicv_inhibit is not covered: the steps by which a vCPU "
+            "takes its APICv along to another pCPU are no steps of the text"
         )
     return ""
 

@@ -54,7 +54,10 @@ WORLD: Final = (
 )
 """What happens to a CPU and is no call of the text: interrupts, the guest's own doings, threads."""
 
-CALLS: Final = ("vtd_post", "ipi_virtualization", "vmx_pi_start_assignment", "preempt_schedule")
+CALLS: Final = (
+    *("vtd_post", "ipi_virtualization", "vmx_pi_start_assignment", "preempt_schedule"),
+    "kvm_set_or_clear_apicv_inhibit",
+)
 
 KINDS: Final[dict[str, Kind]] = {
     name: getattr(getattr(Cpu, name), KIND_ATTRIBUTE)

@@ -13,6 +13,7 @@ so is the live one (SDM vol. 3, 29.6 step 5).  An acquisition of a wake-up list'
 step belongs to the step.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -175,6 +176,8 @@ _RULES: Final[dict[str, tuple[str, Rule]]] = {
     "timer_pending_inc": ("timer_pending", lambda value, _: (value + 1, None)),
     "timer_pending": ("timer_pending", _load_flag),
     "timer_pending_clear": ("timer_pending", lambda *_: (0, None)),
+    "store_apicv_active": ("apicv_active", _store),
+    "apicv_active": ("apicv_active", _load_flag),
     "start_sw_timer": ("hrtimer", _start_timer),
     "cancel_sw_timer": ("hrtimer", lambda *_: (False, None)),
 }
@@ -185,6 +188,8 @@ NAMES: Final = {
     "requests": "vcpu->requests of vCPU {0}", "task": "the thread of vCPU {0}",
     "has_pi_sender": "the devices of vCPU {0}", "list": "the wake-up list of CPU{0}",
     "timer_pending": "lapic_timer.pending of vCPU {0}", "hrtimer": "the hrtimer of vCPU {0}",
+    "soft": "word {1} of the software VIRR of vCPU {0}", "apicv_active": "APICv of vCPU {0}",
+    "inhibited": "the reasons against APICv",
 }  # fmt: skip
 
 
@@ -197,6 +202,8 @@ def initial_value(key: Key, pins: tuple[int, ...], has_pi_sender: tuple[bool, ..
             return Control(on=False, sn=True, nv=POSTED_INTR_VECTOR, ndst=pin)
         case "cpu":
             return pin
+        case "apicv_active":
+            return 1
         case "has_pi_sender":
             return int(known and has_pi_sender[key[1]])
         case "task":
@@ -240,12 +247,22 @@ def uses(step: Step) -> Iterator[Use]:
     elif op == "pi_is_pir_empty":
         for word, found in enumerate(step.extra):
             yield Use(("pir", step.args[0], word), step, lambda bits, _: (bits, bits), found)
+    elif op == "lapic_set_irr":
+        yield Use(("soft", step.args[0], step.args[1] >> 6), step, _set_pir, step.result)
+    elif op == "lapic_merge_irr":
+        for word, found in enumerate(step.extra):
+            yield Use(("soft", step.args[0], word), step, lambda bits, _: (0, bits), found)
+    elif op == "store_apicv_inhibited":
+        yield Use(("inhibited", 0), step, lambda _, s: (s.args[0], None), None)
+    elif op == "apicv_inhibited":
+        yield Use(("inhibited", 0), step, _load_flag, step.result)
     elif op == "expired_sw_timer" and step.result >= 0:
         yield Use(("hrtimer", step.result), step, _expire_timer, step.result)
 
 
 # -- the search -----------------------------------------------------------------------------------
 
+Message = tuple[int, int, int, int]  # (pCPU, vector, id, which one of those without an id)
 Configuration = tuple[Value, frozenset[int]]  # a value, and which of the open uses are done
 
 
@@ -305,30 +322,36 @@ def close(
 
 
 def check_messages(steps: Iterable[Step]) -> dict[Step, str]:
-    """What was sent and what arrived: an arrival without its sending, before it, or twice."""
-    sent: dict[int, tuple[int, int, int]] = {}  # id: (pCPU, vector, ticket before)
-    arrived: set[int] = set()
-    wrong: dict[Step, str] = {}
-    arrivals = []
+    """What was sent and what arrived: an arrival without its sending, before it, or twice.
+
+    The launcher does not number what it sends (id 0): there the n-th of a kind is the n-th.
+    """
+    sent: dict[Message, int] = {}  # the ticket before its sending
+    arrivals: list[tuple[Message, Step]] = []
+    numbers: Counter[tuple[str, int, int]] = Counter()
+
+    def message(what: str, pcpu: int, vector: int, ref: int) -> Message:
+        n = 0
+        if not ref:
+            n = numbers[what, pcpu, vector]
+            numbers[what, pcpu, vector] += 1
+        return pcpu, vector, ref, n
+
     for step in steps:
         if step.op == "arrive":
-            arrivals.append(step)
+            vector, _, ref = step.args
+            arrivals.append((message("arrive", step.source, vector, ref), step))
         elif step.op == "raise_irq":
-            sent[step.args[2]] = (step.args[0], step.args[1], step.begin)
+            sent[message("send", *step.args)] = step.begin
         elif len(step.extra) == PAIR:
             vector = step.args[1] if step.op == "send_ipi" else RESCHEDULE_VECTOR
-            sent[step.extra[1]] = (step.extra[0], vector, step.begin)
-    for step in arrivals:
-        vector, _, ref = step.args
-        if ref not in sent:
-            wrong[step] = "nobody has sent that message"
-        elif ref in arrived:
-            wrong[step] = "that message has arrived already"
-        else:
-            pcpu, as_sent, begin = sent[ref]
-            if (pcpu, as_sent) != (step.source, vector):
-                wrong[step] = f"the message was vector {as_sent:#x} for CPU{pcpu}"
-            elif step.end < begin:
-                wrong[step] = "the message is sent only later"
-        arrived.add(ref)
+            pcpu, ref = step.extra
+            sent[message("send", pcpu, vector, ref)] = step.begin
+    wrong: dict[Step, str] = {}
+    for what, step in arrivals:
+        begin = sent.pop(what, None)
+        if begin is None:
+            wrong[step] = "nobody has sent that message, or it has arrived already"
+        elif step.end < begin:
+            wrong[step] = "the message is sent only later"
     return wrong

@@ -57,6 +57,9 @@ class Owned:
         self.virr: dict[int, int] = defaultdict(zero)
         self.visr: dict[int, int] = defaultdict(zero)
         self.rvi: dict[int, int] = defaultdict(zero)
+        self.svi: dict[int, int] = defaultdict(zero)
+        self.apicv: dict[int, bool] = defaultdict(lambda: True)
+        self.injected: dict[int, int] = defaultdict(nobody)  # at the next entry
         self.blocking: dict[int, bool] = defaultdict(no)
         self.mp: dict[int, int] = defaultdict(zero)
         self.listed: dict[int, int] = defaultdict(nobody)
@@ -115,7 +118,7 @@ class Owned:
             self._acknowledge(c, POSTED_INTR_VECTOR)
         elif step.result == EXIT_REASON_EXTERNAL_INTERRUPT:
             (vector,) = step.extra
-            if vector == POSTED_INTR_VECTOR:
+            if vector == POSTED_INTR_VECTOR and self.apicv[vcpu]:
                 raise NoPathError("an exit by POSTED_INTR_VECTOR: the processor takes it itself")
             self._acknowledge(c, vector)
             self.exit_vector[c] = vector
@@ -128,24 +131,34 @@ class Owned:
 
     def _deliver(self, _: Step, c: int, vector: int) -> None:
         v = self.current[c]
-        rvi, svi = self.rvi[v], max(top(self.visr[v]), 0)
+        if self.injected[v] >= 0:
+            if vector != self.injected[v]:
+                raise NoPathError(f"{vector:#x} is delivered, {self.injected[v]:#x} was injected")
+            self.injected[v] = -1
+            return
+        rvi, svi = self.rvi[v], self.svi[v]
         if vector != rvi or not self.virr[v] >> vector & 1:
             raise NoPathError(f"{vector:#x} is delivered, RVI is {rvi:#x}")
         if rvi >> 4 <= svi >> 4:
             raise NoPathError(f"{vector:#x} is delivered while {svi:#x} is in service")
         self.virr[v] &= ~(1 << vector)
         self.visr[v] |= 1 << vector
+        self.svi[v] = vector
         self.rvi[v] = max(top(self.virr[v]), 0)
 
     def _eoi(self, _: Step, c: int, vector: int) -> None:
         v = self.current[c]
-        svi = max(top(self.visr[v]), 0)
-        if vector != svi:
-            raise NoPathError(f"the EOI is for {vector:#x}, SVI is {svi:#x}")
+        if not self.apicv[v]:
+            return  # it exits: clear_visr() does it
+        if vector != self.svi[v]:
+            raise NoPathError(f"the EOI is for {vector:#x}, SVI is {self.svi[v]:#x}")
         self.visr[v] &= ~(1 << vector)
+        self.svi[v] = max(top(self.visr[v]), 0)
 
     def _self_ipi(self, _: Step, c: int, vector: int) -> None:
         v = self.current[c]
+        if not self.apicv[v]:
+            return  # it exits, and is a post
         self.virr[v] |= 1 << vector
         self.rvi[v] = max(self.rvi[v], vector)
 
@@ -171,6 +184,31 @@ class Owned:
 
     def _find_highest_virr(self, _: Step, __: int, vcpu: int) -> int:
         return top(self.virr[vcpu])
+
+    # -- APICv that comes and goes -----------------------------------------------------------------
+
+    def _lapic_merge_irr(self, step: Step, _: int, vcpu: int) -> None:
+        self.virr[vcpu] |= sum(word << 64 * i for i, word in enumerate(step.extra))
+
+    def _refresh_apicv_exec_ctrl(self, _: Step, __: int, vcpu: int, active: int) -> None:
+        self.apicv[vcpu] = active != 0
+
+    def _find_highest_visr(self, _: Step, __: int, vcpu: int) -> int:
+        return top(self.visr[vcpu])
+
+    def _clear_visr(self, _: Step, __: int, vcpu: int, vector: int) -> None:
+        self.visr[vcpu] &= ~(1 << vector)
+
+    def _set_svi(self, _: Step, c: int, vector: int) -> None:
+        self.svi[self.current[c]] = max(vector, 0)
+
+    def _inject_irq(self, _: Step, __: int, vcpu: int, vector: int) -> None:
+        self.virr[vcpu] &= ~(1 << vector)
+        self.visr[vcpu] |= 1 << vector
+        self.injected[vcpu] = vector
+
+    def _interrupt_injected(self, _: Step, __: int, vcpu: int) -> bool:
+        return self.injected[vcpu] >= 0
 
     # -- this CPU, this thread ---------------------------------------------------------------------
 

@@ -11,14 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from emulator.checker.twin import twin
-from emulator.events import DEVICE_BASE
+from emulator.events import DEVICE_BASE, LAUNCHER
 from emulator.hardware.cpu import Control
 from emulator.hardware.senders import PidPointerTable
 from emulator.kvm.params import Kvm
 from emulator.order import CALLS, STEPS, Step
 
 TEXT: Final = frozenset(STEPS)
-GUEST: Final = frozenset({"deliver", "eoi", "self_ipi"})  # only while the guest runs
+GUEST: Final = {  # what happens during which step of the text
+    "deliver": ("non_root_event", "vm_entry"),  # at the entry, what was injected
+    "eoi": ("non_root_event",),
+    "self_ipi": ("non_root_event",),
+}
 
 _Generator = Generator[tuple[Any, ...], Any, Any]
 
@@ -94,7 +98,7 @@ class CpuText:
             case "call":
                 self._call(CALLS[step.args[0]], step.args[1:])
             case _:
-                if op in GUEST and self.wanted[:1] != ("non_root_event",):
+                if op in GUEST and (not self.wanted or self.wanted[0] not in GUEST[op]):
                     raise NoPathError(f"no guest runs here, {self._wants()}")
 
     def leave(self, vcpu: int) -> None:
@@ -152,7 +156,7 @@ class CpuText:
                 raise NoPathError(f"no guest runs here, {self._wants()}")
             args = (*args, self.table)
         elif function != "preempt_schedule":
-            self._idle("a device does something else")
+            self._idle("something else is called")
         self._push("call", twin()[function](self.cpu, *args))
 
     def _idle(self, what: str) -> None:
@@ -208,4 +212,7 @@ def said_result(result: Any) -> str:
 
 
 def cpu_name(source: int) -> str:
+    """As pictures name it."""
+    if source == LAUNCHER:
+        return "launcher"
     return f"device{source - DEVICE_BASE}" if source >= DEVICE_BASE else f"CPU{source}"

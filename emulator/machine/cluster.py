@@ -44,7 +44,7 @@ from emulator.machine.fabric import (
     Fabric,
 )
 from emulator.machine.host import RUNTIME_PREFIX, check_host, runtime_root, traffic
-from emulator.machine.inhibitor import Inhibitor
+from emulator.machine.inhibitor import Inhibitor, InhibitorCpu
 from emulator.machine.memory import (
     H_T0,
     P_ARRIVED,
@@ -55,9 +55,10 @@ from emulator.machine.memory import (
     Memory,
     Shape,
 )
-from emulator.machine.ordered import order_records, wants_order
+from emulator.machine.ordered_senders import OrderedInhibitorCpu
 from emulator.machine.recorder import Drain
 from emulator.machine.stats import Stat
+from emulator.machine.steps import order_records, wants_order
 from emulator.machine.watchdog import Loss, Watchdog
 from emulator.machine.words import all_words
 from emulator.order import ORDER_FILE
@@ -197,7 +198,8 @@ class Cluster:
         total = end - start
         assert self._fabric is not None
         inhibits = cell.kvm.apicv_inhibit_ns
-        inhibitor = Inhibitor(self._memory, self._fabric, cell, start) if inhibits else None
+        host = OrderedInhibitorCpu if wants_order(cell) else InhibitorCpu
+        inhibitor = Inhibitor(host(self._memory, self._fabric), cell, start) if inhibits else None
         while (now := monotonic_ns()) < end and not result.losses:
             fraction = max(0.0, (now - start) / total)
             self._progress(

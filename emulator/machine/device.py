@@ -23,9 +23,10 @@ from emulator.machine.device_cpu import DeviceCpu
 from emulator.machine.errors import HostError, RunBroken
 from emulator.machine.fabric import CMD_CONNECT, CMD_QUIT, CMD_RUN, Fabric
 from emulator.machine.memory import H_T0, PHASE_LOAD, Memory
-from emulator.machine.ordered import OrderedDeviceCpu, wants_order
+from emulator.machine.ordered_senders import OrderedDeviceCpu
 from emulator.machine.pcpu import log, stream_of
 from emulator.machine.recorder import Recorder
+from emulator.machine.steps import wants_order
 
 SPIN_NS: Final = 200_000  # sleep up to here before a due time, then yield: a sleep is that coarse
 

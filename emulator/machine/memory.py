@@ -7,7 +7,7 @@ Layout, all fields aligned, what different CPUs write in different cache lines:
     per vCPU        4 KiB       PI descriptor (64 bytes, bit-exact) | struct kvm_vcpu | timer
     per vCPU        one page    virtual-APIC page (SDM 29.1.1)
     per process     a ring      head | tail, dropped | 32-byte event records
-    per process     a ring      head, open step | tail, dropped | 64-byte steps, if in order
+    and launcher    a ring      head, open step | tail, dropped | 64-byte steps, if in order
 
 The file lies in the shared-memory file system in a 0700 directory of the run's own
 (`multiprocessing.shared_memory` would destroy the segment when any process of 3.11 exits).
@@ -137,7 +137,7 @@ class Shape:
 
     @property
     def size(self) -> int:
-        return self.order_base + self.processes * self.order_bytes
+        return self.order_base + (self.processes + 1) * self.order_bytes
 
 
 class SharedApicPage(ApicPage):
@@ -291,7 +291,7 @@ class Memory:
         return self.shape.ring_base + process * self.shape.ring_bytes
 
     def order_ring(self, process: int) -> int:
-        """The offset of a process's ring of steps; only if the shape has `order_records`."""
+        """The offset of a process's ring of steps, the launcher's last, if there are any."""
         return self.shape.order_base + process * self.shape.order_bytes
 
     def virr(self, vcpu: int) -> int:

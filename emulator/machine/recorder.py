@@ -68,7 +68,9 @@ class Drain:
         shape = memory.shape
         self._rings = [memory.ring(i) for i in range(shape.processes)]
         self._order = order
-        self._order_rings = [memory.order_ring(i) for i in range(shape.processes)] if order else []
+        self._order_rings = (
+            [memory.order_ring(i) for i in range(shape.processes + 1)] if order else []
+        )
         self.events = 0
 
     def drain(self) -> int:
