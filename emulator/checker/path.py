@@ -201,11 +201,19 @@ def _by_tickets(merged: Merged) -> Found | None:
         tickets = f"{step.begin} and {step.end}"
         return place, step, f"its tickets are {tickets}, and nobody has ticket {missing}", ()
     for mine in own.values():
-        for (_, before_it), (place, step) in itertools.pairwise(mine):
-            if not before_it.end < step.begin < step.end:
-                why = f"its CPU had come to ticket {before_it.end} before it took {step.begin}"
+        for i, ((_, a), (_, b)) in enumerate(itertools.pairwise(mine)):
+            if not a.end < b.begin < b.end:
+                place, step = mine[_astray(mine, i)]
+                why = f"tickets {step.begin}-{step.end} are not where it stands on its CPU"
                 return place, step, why, ()
     return None
+
+
+def _astray(own: Merged, i: int) -> int:
+    """Of the i-th step of this CPU and the next, whose tickets do not grow: which is astray?"""
+    without_it = i == 0 or own[i - 1][1].end < own[i + 1][1].begin
+    without_next = i + 2 >= len(own) or own[i][1].end < own[i + 2][1].begin
+    return i if without_it and not without_next else i + 1
 
 
 def _fits(own: Merged, i: int, ticket: int) -> bool:
