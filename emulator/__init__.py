@@ -5,7 +5,8 @@ processes: one process per physical CPU, PI descriptors in shared memory changed
 instructions, notification vectors as ZeroMQ messages.  The protocol is written once, as plain
 straight-line Python with the kernel's names; everything that another CPU could see or cause goes
 through one object, `cpu`, and one call on `cpu` is one atomic step.  The text that runs in the
-cluster is the text that the checker explores.
+cluster is the text that the checker explores: the checker makes generators of it, a pCPU links it
+(`machine/linker`: what is constant decided, steps inlined), both by rewriting it mechanically.
 
     hardware/     what the processor and the IOMMU do; pure.  `cpu.py` is the seam
     kvm/          what the hypervisor does; pure.  `deliver.py` has the patch's one line

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -46,7 +46,32 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class UsageSentence(click.UsageError):
+    """A usage mistake, told as every other one is: a sentence on stderr, exit 2."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        where = self.ctx.command_path if self.ctx else "pirlab"
+        text = self.format_message().rstrip(".")
+        click.echo(f"{where}: {text} (see `{where} --help`)", file=file, err=file is None)
+
+
+class Commands(click.Group):
+    """The commands, without click's four lines for a usage mistake."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise UsageSentence(error.format_message(), error.ctx) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise UsageSentence(error.format_message(), error.ctx) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pirlab")
 def main() -> None:
     """pirlab: a posted-interrupt laboratory."""

@@ -11,7 +11,15 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Final
 
-from emulator.checker import Divergence, MemoryModel, Scenario, Walk, describe, replay_file
+from emulator.checker import (
+    CounterexampleError,
+    Divergence,
+    MemoryModel,
+    Scenario,
+    Walk,
+    describe,
+    replay_file,
+)
 from emulator.checker import memory as slot
 from emulator.checker.memory import initial_memory
 from emulator.checker.moves import Look, Move
@@ -120,18 +128,22 @@ class LiveReplay:
 def way_of_file(path: Path | str, rule: Notify | None = None) -> Way:
     """The way that a saved counterexample tells, under its rule or as far as another goes it.
 
-    Raises CounterexampleError for a file that the checker would not replay.
+    Raises CounterexampleError for a file that the checker would not replay, or that ends with a
+    process spinning on a lock for good.
     """
     found = replay_file(path).counterexample
     scenario = found.scenario.under(rule)
     walk = Walk(scenario)
     stopped = None
     for at, step in enumerate(found.steps):
-        entry = (step.actor, step.op, step.args, step.result)
-        stopped = walk.follow([entry])
+        stopped = walk.follow([step.taken])
         if stopped is not None:
-            stopped = Divergence(at, entry, stopped.possible)
+            stopped = Divergence(at, step.taken, stopped.possible)
             break
+    if all(move.voluntary for move in walk.world.moves(walk.states[-1])) and (
+        stuck := describe.deadlock(walk.world, walk.states[-1])
+    ):
+        raise CounterexampleError(f"{path}: {stuck}, and so would a process: not with --live")
     states = tuple(walk.states)
     return Way(scenario=scenario, world=walk.world, states=states, stopped=stopped)
 
@@ -163,9 +175,7 @@ def schedule_of(way: Way) -> Schedule:
         kvm=scenario.kvm,
         hosts=scenario.hosts,
         pins=scenario.pins,
-        turns=tuple(
-            _turn(world, move, after) for move, after in zip(moves, way.states[1:], strict=True)
-        ),
+        turns=tuple(_turn(move) for move in moves),
         before=tuple(_before(scenario, v, queued=v in queued) for v in vcpus),
         queued=frozenset(queued),
         assigned=scenario.assigned,
@@ -175,15 +185,8 @@ def schedule_of(way: Way) -> Schedule:
     )
 
 
-def _turn(world: World, move: Move, after: int) -> Turn:
-    forced = (0, 0, True)
-    if move.op == "non_root_event":
-        m = world.layout.unpack(after)
-        seen = {look.op: look.result for look in move.looks}
-        p, v = world.layout.pcpus[move.pcpu], world.layout.vcpus[move.args[0]]
-        vector = seen.get("exit_interrupt_vector", m[p + slot.EXIT_VECTOR])
-        deadline = seen["exit_msr"][1] if "exit_msr" in seen else m[p + slot.EXIT_MSR]
-        forced = (vector, deadline, bool(m[v + slot.GUEST_IF]))
+def _turn(move: Move) -> Turn:
+    left = dict(move.vmcs)
     return Turn(
         actor=move.actor,
         pcpu=move.pcpu,
@@ -191,7 +194,7 @@ def _turn(world: World, move: Move, after: int) -> Turn:
         args=plain(move.args),
         result=plain(move.result),
         looks=_looks(move.looks),
-        forced=forced,
+        forced=(left.get("vector", 0), left.get("deadline", 0), bool(left.get("guest_if", 1))),
     )
 
 

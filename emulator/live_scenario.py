@@ -38,15 +38,13 @@ def scenario_of(cell: Cell) -> Correspondence:
     Raises NoScenarioError if nobody posts to any in a way that the checker knows.
     """
     left_out: list[str] = []
-    if cell.kvm.exitless_timer:
-        left_out.append("exitless timers: the checker has no housekeeping pCPU")
     reached = {vcpu.index: _senders(cell, vcpu.index, left_out) for vcpu in cell.vcpus}
     target = max(reached, key=lambda vcpu: len(reached[vcpu]))
     senders = reached[target]
     if not senders:
         raise NoScenarioError(
-            f"{cell.name}: nobody posts to a vCPU from another vCPU, a host interrupt, a fastpath "
-            "timer or a device, which is what the checker's bounds hold"
+            f"{_name(cell)}: nobody posts to a vCPU from another vCPU, a host interrupt, a timer "
+            "or a device, which is what the checker's bounds hold"
         )
     me = cell.vcpus[target]
     shared = any(v.pcpu == me.pcpu and v is not me for v in cell.vcpus)
@@ -61,13 +59,17 @@ def scenario_of(cell: Cell) -> Correspondence:
     )
     left_out += _simplified(cell, target, reached)
     scenario = Scenario(
-        name=f"{cell.name}{f' ({cell.label})' if cell.label else ''}",
+        name=_name(cell),
         question=cell.question,
         bounds=bounds,
         rule=cell.kvm.rule,
         pid_scheme=cell.kvm.pid_scheme,
         entry_order=cell.kvm.entry_order,
         reentry_order=cell.kvm.reentry_order,
+        timer=cell.kvm.timer,
+        fastpath_tscdeadline=cell.kvm.fastpath_tscdeadline,
+        fastpath_preemption_timer=cell.kvm.fastpath_preemption_timer,
+        fastpath_hlt=cell.kvm.fastpath_hlt,
         bugs=cell.kvm.bugs,
         memory=MemoryModel.TSO,  # a live run's, on x86
         assigned=not late and (cell.kvm.enable_ipiv or cell.kvm.irq_bypass),
@@ -75,6 +77,10 @@ def scenario_of(cell: Cell) -> Correspondence:
         ipi_virtualization=cell.kvm.enable_ipiv and "device" in senders,
     )
     return Correspondence(scenario=scenario, left_out=tuple(dict.fromkeys(left_out)))
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.name} ({cell.label})" if cell.label else cell.name
 
 
 def _senders(cell: Cell, target: int, left_out: list[str]) -> set[str]:
@@ -117,11 +123,9 @@ def _kind(cell: Cell, load: Load, target: int, left_out: list[str]) -> str:
 
 def _timer_kind(kvm: Kvm, load: Load, left_out: list[str]) -> str:
     if kvm.exitless_timer:
-        return ""
-    if kvm.timer is Timer.HRTIMER:
-        left_out.append(f"load {load.name}: an hrtimer in place of the preemption timer")
-        return ""
-    return "fastpath"
+        left_out.append(f"load {load.name}: the housekeeping pCPU is taken for any other sender's")
+        return "remote"
+    return "timer" if kvm.timer is Timer.HRTIMER else "fastpath"
 
 
 def _simplified(cell: Cell, target: int, reached: dict[int, set[str]]) -> list[str]:
@@ -136,6 +140,6 @@ def _simplified(cell: Cell, target: int, reached: dict[int, set[str]]) -> list[s
         found.append("halt polling: it only delays blocking")
     if any(load.switch_ns for load in cell.loads):
         found.append("remapping entries that change their format")
-    if cell.kvm.fastpath_hlt:
-        found.append("the HLT fastpath")
+    if cell.kvm.apicv_inhibit_ns:
+        found.append("APICv that comes and goes: here it is always active")
     return found

@@ -17,6 +17,7 @@ from emulator.kvm.params import Bug, Notify
 RULES = click.Choice([rule.value for rule in Notify])
 BUGS = click.Choice([bug.value for bug in Bug])
 NO_BUG = Bug.NOTHING.value
+ROUNDS_MAX = 10_000_000  # of litmus: minutes, and a byte each in both processes
 EXIT_BROKEN = 1
 EXIT_USAGE = 2
 EXIT_RUN_BROKE = 3
@@ -214,7 +215,7 @@ def museum(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("rule", type=RULES, default=Notify.KVM_V5_18.value)
+@click.argument("rule", type=RULES, default=Notify.KVM_V5_18.value, metavar="[RULE]")
 @as_json
 def explain(rule: str, as_json: bool) -> None:
     """Why RULE is safe: each premise taken away in turn, and what then happens first."""
@@ -275,7 +276,9 @@ def replay_on_processes(file: Path, rule: Notify | None) -> int:
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(1), default=200_000, help="For each variant.")
+@click.option(
+    "--rounds", type=click.IntRange(1, ROUNDS_MAX), default=200_000, help="For each variant."
+)
 @as_json
 def litmus(rounds: int, as_json: bool) -> None:
     """The mode/ON pair on this host's hardware, with and without the fence."""

@@ -10,7 +10,6 @@ merge: where two histories have led to the same local state, both are replayed w
 and must lead to the same next one.
 """
 
-import dis
 from collections.abc import Generator
 from dataclasses import dataclass
 from enum import Enum
@@ -145,9 +144,10 @@ def _suspended(generator: _Generator, step: Step) -> tuple[_Local, Node]:
     while inner is not None:
         frame = inner.gi_frame
         code = frame.f_code
-        position, live = _points(code)[frame.f_lasti // 2]
-        values = frame.f_locals
-        kept = tuple(_immutable(values[name]) for name in live if name in values)
+        position = _places(code)[frame.f_lasti // 2]
+        kept = tuple(
+            (name, _immutable(value)) for name, value in frame.f_locals.items() if name != "cpu"
+        )
         chain.append((code.co_filename, code.co_name, position, kept))
         functions.append(code.co_name)
         line = f"{code.co_filename}:{position[0]}"
@@ -167,49 +167,10 @@ def _immutable(value: object) -> object:
     return value
 
 
-_Point = tuple[tuple[int, int], tuple[str, ...]]
-
-
 @cache
-def _points(code: CodeType) -> tuple[_Point, ...]:
-    """For each code unit: its place in the source and the locals that are live after it.
+def _places(code: CodeType) -> tuple[tuple[int, int], ...]:
+    """For each code unit, its (line, column).
 
     The place and not the offset, since the compiler may lay out one expression twice (`while`).
-    Dead locals are left out: they only tell histories apart that have the same future.
     """
-    instructions = list(dis.get_instructions(code))
-    at = {instruction.offset: i for i, instruction in enumerate(instructions)}
-    live_in: list[frozenset[str]] = [frozenset()] * len(instructions)
-    live_out: list[frozenset[str]] = [frozenset()] * len(instructions)
-    changed = True
-    while changed:
-        changed = False
-        for i in range(len(instructions) - 1, -1, -1):
-            instruction = instructions[i]
-            after = [at[instruction.argval]] if instruction.opcode in dis.hasjrel else []
-            if not instruction.opname.startswith(_NO_FALL_THROUGH):
-                after.append(i + 1)
-            out = frozenset().union(*(live_in[j] for j in after if j < len(instructions)))
-            used, stored = _use(instruction)
-            now = (out - stored) | used
-            if now != live_in[i] or out != live_out[i]:
-                live_in[i], live_out[i], changed = now, out, True
-    by_unit: dict[int, frozenset[str]] = {
-        i.offset // 2: live for i, live in zip(instructions, live_out, strict=True)
-    }
-    places = list(code.co_positions())
-    return tuple(
-        ((line or 0, column or 0), tuple(sorted(by_unit.get(unit, frozenset()) - {"cpu"})))
-        for unit, (line, _, column, _) in enumerate(places)
-    )
-
-
-def _use(instruction: dis.Instruction) -> tuple[frozenset[str], frozenset[str]]:
-    """(read, certainly written) local names; what is not understood counts as read."""
-    if "_FAST" not in instruction.opname:
-        return frozenset(), frozenset()
-    argval = instruction.argval
-    names = frozenset(argval if isinstance(argval, tuple) else (argval,))
-    if instruction.opname in ("STORE_FAST", "STORE_FAST_STORE_FAST"):
-        return frozenset(), names
-    return names, frozenset()
+    return tuple((line or 0, column or 0) for line, _, column, _ in code.co_positions())

@@ -8,7 +8,7 @@ from typing import Final
 
 from emulator.checker.claims import SAFETY, Claim
 from emulator.checker.scenario import Bounds, MemoryModel, Scenario
-from emulator.kvm.params import Bug, EntryOrder, Notify, PidScheme, ReentryOrder
+from emulator.kvm.params import Bug, EntryOrder, Notify, PidScheme, ReentryOrder, Timer
 
 _ALL: Final = frozenset(Notify)
 _V3_10: Final = frozenset({Notify.KVM_V3_10})
@@ -207,10 +207,30 @@ _QUICK: Final = (
         bounds=Bounds(remote=1, timer=1),
     ),
     Scenario(
+        name="hrtimer",
+        question="And where there is no preemption timer: an hrtimer counts, its handler wakes?",
+        bounds=Bounds(remote=1, timer=1),
+        timer=Timer.HRTIMER,
+    ),
+    Scenario(
+        name="hlt-fastpath",
+        question="May a HLT with work pending go straight back into the guest?",
+        bounds=_ONE_EACH,
+        fastpath_hlt=True,
+        expected=_V5_8,
+    ),
+    Scenario(
         name="gate",
         question="Does whoever finds ON set leave the notification to the one who set it?",
         bounds=_ONE_EACH,
         claims=frozenset({Claim.GATE}),
+    ),
+    Scenario(
+        name="elision",
+        question="Does none but the vCPU's thread elide, in guest mode, and sync after it?",
+        bounds=Bounds(irq=1, fastpath=1, plug=1),
+        claims=frozenset({Claim.ELISION_IS_SOUND}),
+        expected=_V5_8,
     ),
     Scenario(
         name="in-the-end",
@@ -268,12 +288,23 @@ _FULL: Final = (
         full=True,
     ),
     Scenario(
+        name="interrupted-handler",
+        question="May interrupts come on before the mode is left and the exit's handler has run?",
+        bounds=Bounds(remote=1, device=1, timer=1),
+        pid_scheme=PidScheme.SN_ON_PUT,
+        assigned=True,
+        bugs=frozenset({Bug.LATE_OUTSIDE}),
+        expected=_ALL,
+        full=True,
+    ),
+    Scenario(
         name="two-vcpus",
         question="Two vCPUs, four posts each: sampled (`sample`), too wide to explore.",
         bounds=Bounds(remote=4, irq=4, fastpath=4),
         pins=(0, 1),
         expected=_V5_8,
         full=True,
+        sampled=True,
     ),
 )
 

@@ -27,6 +27,10 @@ _SLEEPING = TaskState.SLEEPING.value
 
 Changes = tuple[tuple[int, int], ...]  # (slot, new value)
 
+# What a VM exit leaves in the VMCS besides its reason, where the text or a replay can ask for it:
+# ("vector", of an external interrupt), ("deadline", written), ("guest_if", at a HLT).
+Vmcs = tuple[tuple[str, int], ...]
+
 
 class Choice(NamedTuple):
     """One outcome of a step that has several."""
@@ -37,6 +41,7 @@ class Choice(NamedTuple):
     voluntary: bool
     changes: Changes
     advances: bool = True  # False: the program stays at the step
+    vmcs: Vmcs = ()
 
 
 class Interrupt(NamedTuple):
@@ -50,7 +55,7 @@ class Interrupt(NamedTuple):
 def left(m: Touched, where: int) -> int:
     """How many more posts the sender with this LEFT slot can make."""
     count = int(m[where])
-    return 0 if count == RETIRED else count
+    return 0 if count & RETIRED else count
 
 
 def guest_events(scenario: Scenario, layout: Layout, m: Touched, vcpu: int) -> list[Choice]:
@@ -76,12 +81,14 @@ def guest_events(scenario: Scenario, layout: Layout, m: Touched, vcpu: int) -> l
             found.append(_event(vcpu, NOTIFICATION, (taken,)))
         else:
             changes = (taken, out, (p + slot.EXIT_VECTOR, vector))
-            found.append(_event(vcpu, ExitReason.EXTERNAL_INTERRUPT, changes))
+            saved = (("vector", vector),)
+            found.append(_event(vcpu, ExitReason.EXTERNAL_INTERRUPT, changes, vmcs=saved))
     if found and scenario.priority:
         return found[:1]
     for i in host_interrupts(scenario, layout, m, pcpu):
         leaving: Changes = (*i.changes, out, (p + slot.EXIT_VECTOR, i.vector))
-        found.append(_event(vcpu, ExitReason.EXTERNAL_INTERRUPT, leaving, i.voluntary))
+        reason, saved = ExitReason.EXTERNAL_INTERRUPT, (("vector", i.vector),)
+        found.append(_event(vcpu, reason, leaving, voluntary=i.voluntary, vmcs=saved))
     if m[v + slot.HV_TIMER]:
         found.append(_event(vcpu, ExitReason.PREEMPTION_TIMER, (out,)))
     if m[p + slot.NONROOT] == IN_GUEST:
@@ -92,25 +99,33 @@ def guest_events(scenario: Scenario, layout: Layout, m: Touched, vcpu: int) -> l
 def _instructions(scenario: Scenario, m: Touched, vcpu: int, v: int, p: int) -> list[Choice]:
     """What the guest can do of its own accord."""
     out = (p + slot.NONROOT, 0)
-    found = [_event(vcpu, reason, (out,), True) for reason in (ExitReason.HLT, ExitReason.VMCALL)]
+    found = [
+        _event(vcpu, ExitReason.HLT, (out,), voluntary=True, vmcs=(("guest_if", 1),)),
+        _event(vcpu, ExitReason.VMCALL, (out,), voluntary=True),
+    ]
     if scenario.early_ends:
         for_ever = ((p + slot.NONROOT, COMPUTING),)
         found.append(Choice("compute", (vcpu,), None, True, for_ever, advances=False))
-    if n := left(m, v + slot.LEFT_FASTPATH):  # a deadline that the guest had set before
+    # A deadline that the guest had set before; with one set since, it is that one's exit.
+    if (n := left(m, v + slot.LEFT_FASTPATH)) and not m[v + slot.HV_TIMER]:
         changes = (out, (v + slot.LEFT_FASTPATH, n - 1), (v + slot.HV_TIMER, 1))
-        found.append(_event(vcpu, ExitReason.PREEMPTION_TIMER, changes, True))
+        found.append(_event(vcpu, ExitReason.PREEMPTION_TIMER, changes, voluntary=True))
     if n := left(m, v + slot.LEFT_TIMER):
         for deadline in (1, 2):
             write = (p + slot.EXIT_MSR, deadline)
             changes = (out, (v + slot.LEFT_TIMER, n - 1), write)
-            found.append(_event(vcpu, ExitReason.MSR_WRITE, changes, True))
+            saved = (("deadline", deadline),)
+            found.append(_event(vcpu, ExitReason.MSR_WRITE, changes, voluntary=True, vmcs=saved))
     if scenario.guest_masks:
-        found.append(_event(vcpu, ExitReason.HLT, (out, (v + slot.GUEST_IF, 0)), True))
+        masked, saved = (out, (v + slot.GUEST_IF, 0)), (("guest_if", 0),)
+        found.append(_event(vcpu, ExitReason.HLT, masked, voluntary=True, vmcs=saved))
     return found
 
 
-def _event(vcpu: int, result: int, changes: Changes, voluntary: bool = False) -> Choice:
-    return Choice("non_root_event", (vcpu,), int(result), voluntary, changes)
+def _event(
+    vcpu: int, result: int, changes: Changes, *, voluntary: bool = False, vmcs: Vmcs = ()
+) -> Choice:
+    return Choice("non_root_event", (vcpu,), int(result), voluntary, changes, vmcs=vmcs)
 
 
 def switches(layout: Layout, m: Touched, vcpu: int) -> list[Choice]:

@@ -12,6 +12,8 @@ Which claim a scenario makes is in its data (`scenario`); where each is evaluate
     I8   nobody is woken for what it cannot take                             `model_cpu`
     I10  hardware notifies a vCPU only where it is loaded                    `model_hardware`
     I13  whoever finds ON set does not notify                                `model_hardware`
+    I15  elision is sound: only the vCPU's own thread elides, in guest mode,
+         interrupts off, and syncs before it enters or sleeps                `model_hardware`
     W1   no WARN_ON of the text fires                                        `automaton`
 """
 
@@ -32,6 +34,7 @@ class Claim(Enum):
     NO_NEEDLESS_WAKE = "I8"
     NOTIFIED_WHERE_LOADED = "I10"
     GATE = "I13"
+    ELISION_IS_SOUND = "I15"
     NO_WARNING = "W1"
 
     @property
@@ -74,3 +77,4 @@ class Sometimes(Enum):
     DEVICE_DONE = "the device program finished"
     PREEMPT_DONE = "the preempt program finished"
     PLUG_DONE = "the plug program finished"
+    INHIBITED = "APICv was inhibited"  # never, in this model

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from emulator.checker import memory as slot
 from emulator.checker.claims import Claim
-from emulator.checker.memory import RETIRED
 from emulator.checker.scenario import Scenario
 from emulator.checker.search import explore
 from emulator.checker.world import World
@@ -42,10 +41,9 @@ def cost(scenario: Scenario) -> Cost:
         for v in layout.vcpus
         for where in (slot.LEFT_REMOTE, slot.LEFT_IRQ, slot.LEFT_FASTPATH, slot.LEFT_DEVICE)
     ]
-    retired = [RETIRED << layout.shifts[where] for where in budgets]
     counters = [layout.masks[where] for where in (slot.RAISED, slot.WASTED, slot.WOKEN)]
     shifts = [layout.shifts[where] for where in (slot.RAISED, slot.WASTED, slot.WOKEN)]
-    unmade = sum(retired)
+    unmade = sum(layout.masks[where] for where in budgets)
     ends: set[tuple[int, ...]] = set()
     runs = 0
 

@@ -4,15 +4,15 @@ A file is JSON lines.  The header has the scenario, the hash of the protocol tex
 initial memory.  Then a line for each step: actor, pCPU, step (a method of `Cpu`, or what the
 surroundings did: see `moves.Move`), arguments, result, source line, the looks that went with it.
 Last the final memory.  Everything nondeterministic is in the lines: a guest's choice is the result
-of `non_root_event` (with its vector or MSR among the looks that follow), a scheduler's the result
-of `context_switch`, an arrival an "interrupt" line.
+of `non_root_event` with what the exit left in the VMCS, a scheduler's the result of
+`context_switch`, an arrival an "interrupt" line.
 """
 
 import json
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 from emulator.checker import describe
 from emulator.checker import memory as slot
@@ -22,9 +22,9 @@ from emulator.checker.scenario import Bounds, MemoryModel, Scenario
 from emulator.checker.search import Broken, moves_along
 from emulator.checker.twin import source_hash
 from emulator.checker.world import World
-from emulator.kvm.params import Bug, EntryOrder, Notify, PidScheme, ReentryOrder
+from emulator.kvm.params import Bug, EntryOrder, Notify, PidScheme, ReentryOrder, Timer
 
-FORMAT: Final = "pirlab-counterexample/1"
+FORMAT: Final = "pirlab-counterexample/2"
 SHARED_BY_VCPU: Final = (
     *(slot.PIR, slot.VIRR, slot.ON, slot.SN, slot.NV, slot.NDST),
     *(slot.MODE, slot.CPU, slot.REQUESTS, slot.STATE, slot.TIMER_PENDING),
@@ -41,7 +41,10 @@ class CounterexampleError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step.  `keep` is False if it commutes with what the other actors did."""
+    """One step.  `keep` is False if it commutes with what the other actors did.
+
+    `vmcs`, of a VM exit: the external interrupt's "vector", the "deadline" written, "guest_if".
+    """
 
     step: int
     actor: str
@@ -51,9 +54,16 @@ class Step:
     result: Any
     line: str
     functions: list[str]
+    vmcs: dict[str, int]
     looks: list[list[Any]]
     state: dict[str, Any]
     keep: bool
+
+    @property
+    def taken(self) -> tuple[Any, ...]:
+        """What determines the move, as `Walk` wants it."""
+        told = (self.actor, self.op, self.args, self.result)
+        return (*told, self.vmcs) if self.vmcs else told
 
     def to_json(self) -> dict[str, Any]:
         """A line of the file."""
@@ -126,6 +136,7 @@ def _step(number: int, move: Move, state: dict[str, Any], keep: bool) -> Step:
         result=plain(move.result),
         line=move.node.line if move.node else "",
         functions=list(move.node.functions) if move.node else [],
+        vmcs=dict(move.vmcs),
         looks=[[look.op, plain(look.args), plain(look.result)] for look in move.looks],
         state=state,
         keep=keep,
@@ -188,8 +199,11 @@ def scenario_from_json(given: dict[str, Any]) -> Scenario:
     """The inverse.  Raises KeyError, TypeError or ValueError on what is no scenario."""
     hosts, pins, bounds = given["hosts"], given["pins"], given["bounds"]
     switches = [name for name, value in given.items() if isinstance(value, bool)]
-    if not isinstance(bounds, dict) or switches != SWITCHES:
+    texts = (given["name"], given["question"])
+    if not isinstance(bounds, dict) or switches != SWITCHES or {*map(type, texts)} != {str}:
         raise ValueError("the scenario's fields have other types")
+    if {*map(type, (hosts, *pins, *bounds.values()))} != {int}:
+        raise ValueError("pCPUs and bounds are whole numbers")
     if not (0 < hosts <= HOSTS_MAX and pins and all(0 <= pin < hosts for pin in pins)):
         raise ValueError(f"vCPUs on pCPUs {pins} of {hosts}")
     if not all(0 <= bound < slot.RETIRED for bound in bounds.values()):
@@ -202,6 +216,7 @@ def scenario_from_json(given: dict[str, Any]) -> Scenario:
             "pid_scheme": PidScheme(given["pid_scheme"]),
             "entry_order": EntryOrder(given["entry_order"]),
             "reentry_order": ReentryOrder(given["reentry_order"]),
+            "timer": Timer(given["timer"]),
             "bugs": frozenset(Bug(b) for b in given["bugs"]),
             "memory": MemoryModel(given["memory"]),
             "pins": tuple(given["pins"]),
@@ -211,12 +226,24 @@ def scenario_from_json(given: dict[str, Any]) -> Scenario:
     )
 
 
+def _step_from_json(given: dict[str, Any]) -> Step:
+    """The inverse of Step.to_json().  Raises TypeError or ValueError on what is no step."""
+    step = Step(**given)
+    for field in fields(Step):
+        wanted = get_origin(field.type) or field.type
+        if wanted is not Any and type(getattr(step, field.name)) is not wanted:
+            raise ValueError(f"step {step.step}: {field.name} has another type")
+    return step
+
+
 def load_counterexample(path: Path | str) -> Counterexample:
     """Read a file.  Raises CounterexampleError if it is truncated, spoilt or not one."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CounterexampleError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise CounterexampleError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CounterexampleError(f"{path}: cannot be read: it is not text") from error
     parsed = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -238,7 +265,7 @@ def load_counterexample(path: Path | str) -> Counterexample:
             text=header["text"],
             source=header["source"],
             initial=header["initial"],
-            steps=tuple(Step(**step) for step in steps),
+            steps=tuple(_step_from_json(step) for step in steps),
             final=final,
             seed=header["seed"],
         )

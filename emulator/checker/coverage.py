@@ -1,8 +1,12 @@
 """What an exploration must have come across before its "holds" says anything."""
 
+from typing import Final
+
 from emulator.checker.claims import Sometimes
 from emulator.checker.scenario import MemoryModel, Scenario
-from emulator.kvm.params import Notify, PidScheme
+from emulator.kvm.params import Bug, Notify, PidScheme, Timer
+
+WITHOUT_APICV: Final = frozenset({Bug.B11, Bug.B20})  # switches in text that is not reached here
 
 
 def must_happen(scenario: Scenario) -> frozenset[Sometimes]:
@@ -21,11 +25,21 @@ def must_happen(scenario: Scenario) -> frozenset[Sometimes]:
     wanted |= _of_notification(scenario)
     if scenario.memory is MemoryModel.TSO:
         wanted.add(Sometimes.BUFFERED)
+    if scenario.bugs & WITHOUT_APICV:
+        wanted.add(Sometimes.INHIBITED)
     if b.device and scenario.pid_scheme is not PidScheme.NONE:
         wanted |= {Sometimes.ARMED, Sometimes.WOKEN}
         if b.preempt and not scenario.urgent:
             wanted.add(Sometimes.SN_SET)
     return frozenset(wanted)
+
+
+def _posts_in_guest_mode(scenario: Scenario) -> bool:
+    """A fastpath handler of this scenario's axes posts."""
+    b = scenario.bounds
+    counted = b.fastpath or (b.timer and scenario.timer is Timer.PREEMPTION)
+    expires = bool(counted) and scenario.fastpath_preemption_timer
+    return expires or (bool(b.timer) and scenario.fastpath_tscdeadline)
 
 
 def _of_notification(scenario: Scenario) -> set[Sometimes]:
@@ -43,6 +57,6 @@ def _of_notification(scenario: Scenario) -> set[Sometimes]:
         wanted.add(Sometimes.PIR_SET)
     if rule is Notify.KVM_V5_8 and (b.irq or b.fastpath):
         wanted.add(Sometimes.ELIDED)
-    if rule is Notify.KVM_V5_18 and (b.fastpath or b.timer):
+    if rule is Notify.KVM_V5_18 and _posts_in_guest_mode(scenario):
         wanted.add(Sometimes.ELIDED)
     return wanted

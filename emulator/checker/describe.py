@@ -3,6 +3,7 @@
 from typing import Any
 
 from emulator.checker import memory as slot
+from emulator.checker.model_hardware import LIST_STEPS
 from emulator.checker.world import World
 from emulator.hardware.vectors import Mode
 from emulator.kvm.params import TaskState
@@ -10,6 +11,8 @@ from emulator.kvm.params import TaskState
 
 def loss(world: World, state: int) -> str:
     """What a state at rest in which a post is owed comes to, as on the mailing list."""
+    if stuck := deadlock(world, state):
+        return stuck
     vcpu = world.owes(state)[0]
     m, v = world.layout.unpack(state), world.layout.vcpus[vcpu]
     asleep = m[v + slot.STATE] == TaskState.SLEEPING.value
@@ -25,6 +28,16 @@ def loss(world: World, state: int) -> str:
         return f"lost interrupt: vCPU {vcpu} {where}, {gone} is nowhere to be found"
     names = " and ".join(filter(None, (", ".join(held[:-1]), held[-1])))
     return f"{kind}: vCPU {vcpu} {where}, {names} set, {outstanding}"
+
+
+def deadlock(world: World, state: int) -> str:
+    """Who waits for a lock in a state at rest; empty if nobody does."""
+    m = world.layout.unpack(state)
+    for part, node in world.nodes(state).items():
+        if node.op in LIST_STEPS and m[world.layout.pcpus[node.args[0]] + slot.LOCK]:
+            lock = f"the lock of pCPU {node.args[0]}'s wake-up list"
+            return f"deadlock: {part.actor} waits for {lock}, which nobody will release"
+    return ""
 
 
 def summary(world: World, state: int, vcpu: int = 0) -> dict[str, Any]:

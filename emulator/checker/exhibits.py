@@ -14,6 +14,7 @@ SCHEMA: Final = "pirlab-museum/1"
 
 _ONE_EACH: Final = Bounds(remote=1, irq=1, fastpath=1)
 _LIST: Final = frozenset({Claim.LIST_AGREES_WITH_NV})
+_ELISION: Final = frozenset({Claim.ELISION_IS_SOUND})
 
 
 def _room(bounds: Bounds, **axes: Any) -> Scenario:
@@ -61,6 +62,9 @@ ROOMS: Final[dict[str, Scenario]] = {
         PidScheme.SN_ON_PUT,
         claims=frozenset({Claim.EVERY_POST_IS_DELIVERED}),
     ),
+    # Giving the VM a device kicks its vCPUs: the mode is EXITING when the fastpath posts.
+    Bug.ELIDE_EXITING.value: _room(Bounds(fastpath=1, plug=1), claims=_ELISION),
+    Bug.LATE_OUTSIDE.value: _room(Bounds(irq=1, fastpath=1), claims=_ELISION),
 }
 
 # The claim of B22: a guest that halts with interrupts off arms no wake-up vector.

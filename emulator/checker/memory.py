@@ -27,7 +27,8 @@ from emulator.kvm.params import MpState, TaskState
 OWED = 21  # ghost: posts not yet delivered, two bits a vector
 (LEFT_REMOTE, LEFT_IRQ, LEFT_FASTPATH, LEFT_DEVICE, LEFT_TIMER) = range(22, 27)
 (CALL_REMOTE, CALL_DEVICE) = range(27, 29)  # its sender is in a call; 2: which found ON set
-VCPU_SLOTS: Final = 29
+ELIDED = 29  # ghost, if I15 is claimed: its thread has elided a notification and not yet synced
+VCPU_SLOTS: Final = 30
 
 # Per pCPU that can host a vCPU.  FIRST and SECOND are the store buffer, the oldest store first.
 (RUNNING, CURRENT, IRQS_OFF, IN_IRQ, NONROOT, PREEMPT_COUNT) = range(6)
@@ -38,8 +39,8 @@ PCPU_SLOTS: Final = 13
 (LEFT_PREEMPT, LEFT_MIGRATE, LEFT_PLUG, ASSIGNED, RAISED, WASTED, WOKEN) = range(7)
 MACHINE_SLOTS: Final = 7
 
-LEFT_BITS: Final = 3
-RETIRED: Final = (1 << LEFT_BITS) - 1  # in a LEFT slot: will not post again, though it could have
+LEFT_BITS: Final = 4
+RETIRED: Final = 8  # in a LEFT slot, beside the count: will not post again, though it could have
 BUFFERED: Final = (MODE, CPU, STATE)  # what a plain store can write
 
 PENDING_BIT: Final = {
@@ -92,7 +93,7 @@ class Layout:
         who = count.bit_length()  # -1 .. count - 1
         where = (hosts + 1).bit_length()  # -1 .. hosts
         vcpu = [vectors, vectors, vectors.bit_length(), 1, 1, 2, where, 2, where, 3, 2]
-        vcpu += [2, 1, where, 1, where, 1, 2, 1, where, 1, 2 * vectors, *([LEFT_BITS] * 5), 2, 1]
+        vcpu += [2, 1, where, 1, where, 1, 2, 1, where, 1, 2 * vectors, *([LEFT_BITS] * 5), 2, 1, 1]
         store = (count * len(BUFFERED) * 4).bit_length()
         pcpu = [who, who, 1, 1, 2, 2, 4, count, 1, store, store, 8, 4]
         widths = [LEFT_BITS, LEFT_BITS, LEFT_BITS, 1, 5, 5, 5]

@@ -52,6 +52,8 @@ class ModelCpu(ModelHardware):
     # -- the virtual APIC, from the host ---------------------------------------------------------
 
     def find_highest_virr(self, vcpu: int) -> int:
+        if self.minds_elision:  # the last of vmx_sync_pir_to_irr()
+            self.m[self._v[vcpu] + slot.ELIDED] = 0
         return int(self._vector[self.m[self._v[vcpu] + slot.VIRR].bit_length()])
 
     def set_rvi(self, vector: int) -> None:
@@ -110,13 +112,10 @@ class ModelCpu(ModelHardware):
         return bool(self.m[self._v[vcpu] + slot.GUEST_IF])
 
     def exit_msr(self) -> tuple[int, int]:
-        p = self._p[self.c] + slot.EXIT_MSR
-        deadline = int(self.m[p])
-        self.m[p] = 0
-        return MSR_TSC_DEADLINE, deadline
+        return MSR_TSC_DEADLINE, int(self.m[self._p[self.c] + slot.EXIT_MSR])
 
     def skip_emulated_instruction(self) -> None:
-        pass
+        self.m[self._p[self.c] + slot.EXIT_MSR] = 0  # nobody asks any more
 
     # -- APICv is never inhibited here: no scenario sets `kvm.apicv_inhibit_ns` -------------------
 
@@ -237,6 +236,7 @@ class ModelCpu(ModelHardware):
             return False
         self.m[state] = _SLEEPING
         self.seen.add(Sometimes.SLEPT)
+        self.has_synced(vcpu, "sleeps")
         return True
 
     def context_switch(self, vcpu: int) -> NoReturn:
@@ -296,9 +296,11 @@ class ModelCpu(ModelHardware):
     def hv_timer_in_use(self, vcpu: int) -> bool:
         return bool(self.m[self._v[vcpu] + slot.HV_TIMER])
 
-    def start_sw_timer(self, vcpu: int) -> None:
-        if self.m[self._v[vcpu] + slot.DEADLINE]:
+    def start_sw_timer(self, vcpu: int) -> bool:
+        deadline = self.m[self._v[vcpu] + slot.DEADLINE]
+        if deadline > 1:
             self.m[self._v[vcpu] + slot.SW_TIMER] = 1 + self.c
+        return bool(deadline == 1)
 
     def cancel_sw_timer(self, vcpu: int) -> None:
         self.m[self._v[vcpu] + slot.SW_TIMER] = 0

@@ -19,14 +19,14 @@ from emulator.checker.memory import PENDING_BIT, Layout, Touched
 from emulator.checker.scenario import MemoryModel, Scenario
 from emulator.events import Event
 from emulator.hardware.cpu import Control, Kind
-from emulator.hardware.vectors import POSTED_INTR_VECTOR
+from emulator.hardware.vectors import POSTED_INTR_VECTOR, Mode
 from emulator.kvm.params import Bug, Notify
 
 KICKING_RULES: Final = (Notify.KVM_V3_10, Notify.KVM_V4_11, Notify.KVM_V5_8, Notify.KVM_V5_16)
 
 _LOCKED: Final = frozenset(n for n, k in KINDS.items() if k is Kind.LOCKED)
 _STORES: Final = frozenset(n for n, k in KINDS.items() if k is Kind.STORE)
-_LIST_STEPS: Final = frozenset({"wakeup_list_add", "wakeup_list_del", "wakeup_list_lock"})
+LIST_STEPS: Final = frozenset({"wakeup_list_add", "wakeup_list_del", "wakeup_list_lock"})
 
 
 class ModelHardware:
@@ -48,6 +48,7 @@ class ModelHardware:
         self._bit = {vector: 1 << i for i, vector in enumerate(scenario.vectors)}
         self._vector = (-1, *scenario.vectors)  # by 1 + index
         self._counting = Claim.COST in scenario.claims
+        self.minds_elision = Claim.ELISION_IS_SOUND in scenario.claims
         timers = scenario.bounds.timer > 0
         plug = scenario.bounds.plug > 0
         self.kickers = scenario.rule in KICKING_RULES or timers or plug
@@ -57,7 +58,7 @@ class ModelHardware:
 
     def blocked(self, op: str, args: tuple[Any, ...]) -> bool:
         """The step cannot be done yet: a store buffer to drain, a lock that is held."""
-        if op in _LIST_STEPS and self.m[self._p[args[0]] + slot.LOCK]:
+        if op in LIST_STEPS and self.m[self._p[args[0]] + slot.LOCK]:
             return True
         if not self.tso:
             return False
@@ -200,6 +201,7 @@ class ModelHardware:
 
     def vm_entry(self, vcpu: int) -> None:
         self.m[self._p[self.c] + slot.NONROOT] = 1
+        self.has_synced(vcpu, "enters the guest")
 
     def non_root_event(self, vcpu: int) -> NoReturn:
         raise AssertionError("see choices.guest_events")
@@ -207,7 +209,26 @@ class ModelHardware:
     def trace(self, event: Event, vcpu: int, vector: int = 0, arg: int = 0) -> None:
         if event is Event.ELIDE_SAME_VCPU:
             self.seen.add(Sometimes.ELIDED)
+            if self.minds_elision:
+                self._elides(vcpu)
         elif event is Event.ELIDE_ON:
             self.seen.add(Sometimes.ON_SET)
         elif event is Event.ELIDE_SN:
             self.seen.add(Sometimes.SN_SET)
+
+    def _elides(self, vcpu: int) -> None:
+        """I15: who may, and that a sync is now due.  `vcpu` is loaded on this pCPU."""
+        m, v = self.m, self._v[vcpu]
+        mode = Mode(self._load(v + slot.MODE))
+        who = f"for vCPU {vcpu} on pCPU {self.c}"
+        if self.me != vcpu:
+            self.broken(Claim.ELISION_IS_SOUND, f"an interrupt handler elides {who}")
+        elif mode is not Mode.IN_GUEST_MODE or not m[self._p[self.c] + slot.IRQS_OFF]:
+            self.broken(Claim.ELISION_IS_SOUND, f"the thread elides {who} in {mode.name}")
+        m[v + slot.ELIDED] = 1
+
+    def has_synced(self, vcpu: int, does: str) -> None:
+        """I15: what was elided has been synced before the thread does this."""
+        if self.minds_elision and self.m[self._v[vcpu] + slot.ELIDED]:
+            text = f"vCPU {vcpu} {does} and has not synced since it elided"
+            self.broken(Claim.ELISION_IS_SOUND, text)

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from emulator.checker.automaton import Node
+from emulator.checker.choices import Vmcs
 from emulator.checker.claims import Claim
 
 Entry = tuple[bool, tuple[int, ...]]  # (something here is obliged to happen, differences)
@@ -40,6 +41,8 @@ class Move(NamedTuple):
     `op` is a method of `Cpu`, or what the surroundings did: "interrupt" (args: do_irq and the
     vector), "iret", "preempt", "call", "return", "retire", "drain" (args: vCPU, what, value),
     "deliver", "compute", "assign", "unassign".  `node` is where its text stood, if it was text.
+    `vmcs` is what a VM exit left to be read (`choices.Vmcs`).  In one state no two moves have the
+    same actor, `op`, `args`, `result` and `vmcs`: to record these is to record the move.
     """
 
     delta: int
@@ -53,3 +56,4 @@ class Move(NamedTuple):
     looks: tuple[Look, ...] = ()
     fault: tuple[Claim, str] | None = None
     part: Part = Part("", -1)
+    vmcs: Vmcs = ()

@@ -199,7 +199,9 @@ def _text(step: Step) -> str:
         case "vm_entry":
             return "VM-entry"
         case "non_root_event":
-            return f"VM-exit: {ExitReason(result).name}" if result else "notification acknowledged"
+            masked = ", RFLAGS.IF = 0" if step.vmcs.get("guest_if") == 0 else ""
+            exits = f"VM-exit: {ExitReason(result).name}{masked}" if result else ""
+            return exits or "notification acknowledged"
         case "drain":
             value = Mode(args[2]).name if args[1] == "mode" else args[2]
             return f"~ vcpu->{args[1]} = {value} reaches memory"

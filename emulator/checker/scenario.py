@@ -4,17 +4,37 @@ A bound is the most that a sender may do; it may always do less.  `catalogue` ho
 that have a name; `world` turns one into actors.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from emulator.checker.claims import SAFETY, Claim
-from emulator.kvm.params import Bug, EntryOrder, Kvm, Notify, PidScheme, ReentryOrder
+from emulator.kvm.params import (
+    Bug,
+    EntryOrder,
+    FastpathIcr,
+    Kvm,
+    Notify,
+    PidScheme,
+    ReentryOrder,
+    Senders,
+    Timer,
+)
 
 REMOTE_VECTOR: Final = 0x21
 TIMER_VECTOR: Final = 0xEC
 DEVICE_VECTOR: Final = 0x51  # VT-d, posted format
 IRQ_VECTOR: Final = 0xE0  # what the host IRQ's handler posts
+
+# The axes of `Kvm` that no scenario changes.  Every other is a field of `Scenario`.
+FIXED: Final[dict[str, Any]] = {
+    "halt_poll_ns": 0,  # polling only delays blocking
+    "fastpath_icr": FastpathIcr.EXIT,  # no guest here writes an ICR
+    "exitless_timer": False,  # no pCPU here is a housekeeper
+    "apicv_inhibit_ns": 0,  # nor has the model a software VIRR: see the limits in `verdict`
+    "senders": Senders.NONE,  # not the text's affair: `assigned`, `ipi_virtualization`
+    "sched_slice_ns": 0,  # a thread can be preempted between any two steps
+}
 
 
 class MemoryModel(Enum):
@@ -54,6 +74,10 @@ class Scenario:
     pid_scheme: PidScheme = PidScheme.NONE
     entry_order: EntryOrder = EntryOrder.V2017
     reentry_order: ReentryOrder = ReentryOrder.SYNC_FIRST
+    timer: Timer = Timer.PREEMPTION
+    fastpath_tscdeadline: bool = True
+    fastpath_preemption_timer: bool = True
+    fastpath_hlt: bool = False
     bugs: frozenset[Bug] = frozenset()
     memory: MemoryModel = MemoryModel.SC
     pins: tuple[int, ...] = (0,)  # the pCPU each vCPU starts on
@@ -68,18 +92,25 @@ class Scenario:
     claims: frozenset[Claim] = SAFETY
     expected: frozenset[Notify] = frozenset()  # the rules under which a claim is known to break
     full: bool = False  # more states than a quick profile has time for
+    sampled: bool = False  # more than any search has room for: `sampling`
 
     @property
     def kvm(self) -> Kvm:
-        """The hypervisor this scenario runs.  No halt polling: it only delays blocking."""
-        return Kvm(
-            rule=self.rule,
-            pid_scheme=self.pid_scheme,
-            entry_order=self.entry_order,
-            reentry_order=self.reentry_order,
-            halt_poll_ns=0,
-            bugs=self.bugs,
-        )
+        """The hypervisor this scenario runs: every axis, its own or FIXED."""
+        axes = (axis.name for axis in fields(Kvm))
+        return Kvm(**{a: FIXED[a] if a in FIXED else getattr(self, a) for a in axes})
+
+    @property
+    def axes(self) -> str:
+        """The axes that a verdict names if they are not what KVM has today."""
+        told = {"pid_scheme": f"put/load scheme {self.pid_scheme.value}"}
+        usual = Kvm()
+        for axis in fields(Kvm):
+            value = getattr(self.kvm, axis.name)
+            if axis.name not in FIXED and value != getattr(usual, axis.name):
+                told.setdefault(axis.name, f"{axis.name} {getattr(value, 'value', value)}")
+        told = {name: text for name, text in told.items() if name not in ("rule", "bugs")}
+        return ", ".join(told.values())
 
     def under(
         self,

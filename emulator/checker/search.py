@@ -108,8 +108,8 @@ def explore(
         if found.broken is not None and stop_at_first:
             break
         if len(parents) > states_max:
-            text = f"{len(parents)} states and no end at depth {found.depth}: narrow the bounds"
-            raise TooManyStatesError(text)
+            text = f"{len(parents):,} states and no end at depth {found.depth}: narrow the bounds"
+            raise TooManyStatesError(f"{world.scenario.name}: {text}")
         found.depth += bool(reached)
         frontier = reached
     found.transitions = transitions

@@ -13,7 +13,7 @@ from emulator.checker.counterexample import Counterexample, counterexample_of
 from emulator.checker.coverage import must_happen
 from emulator.checker.liveness import delivery_stays_possible, every_post_is_delivered_at_last
 from emulator.checker.scenario import MemoryModel, Scenario
-from emulator.checker.search import Broken, Exploration, explore
+from emulator.checker.search import Broken, Exploration, TooManyStatesError, explore
 from emulator.checker.world import World
 from emulator.kvm.params import Bug, Notify
 
@@ -90,7 +90,7 @@ class Verdict:
         scenario = self.scenario
         bugs = "".join(f", {bug}" for bug in sorted(b.value for b in scenario.bugs))
         explored = (
-            f"rule {scenario.rule.value}{bugs}, put/load scheme {scenario.pid_scheme.value}, "
+            f"rule {scenario.rule.value}{bugs}, {scenario.axes}, "
             f"bound {scenario.bounds}, {scenario.memory.value}: {self.states:,} states, "
             f"{self.transitions:,} transitions, depth {self.depth}, {self.seconds:.2f} s"
         )
@@ -131,6 +131,9 @@ def check(
     seen when a claim broke.  Raises ValueError for an unknown name, TooManyStatesError.
     """
     asked = find(scenario)
+    if asked.sampled:
+        text = "too wide to explore; emulator.checker.sample() runs schedules of it"
+        raise TooManyStatesError(f"{asked.name}: {text}")
     asked = asked.under(rule, asked.bugs | frozenset(bugs), memory)
     world = World(asked)
     found = explore(world, stop_at_first=stop_at_first)
@@ -180,7 +183,13 @@ def list_scenarios() -> list[dict[str, Any]]:
             "rule": scenario.rule.value,
             "memory": scenario.memory.value,
             "breaks_under": sorted(rule.value for rule in scenario.expected),
-            "profile": "full" if scenario.full else "quick",
+            "profile": _profile(scenario),
         }
         for scenario in SCENARIOS.values()
     ]
+
+
+def _profile(scenario: Scenario) -> str:
+    if scenario.sampled:
+        return "sampled"
+    return "full" if scenario.full else "quick"

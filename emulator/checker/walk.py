@@ -26,7 +26,9 @@ from emulator.checker.twin import source_hash
 from emulator.checker.world import World
 from emulator.hardware.cpu import Kind
 
-Taken = tuple[str, str, Any, Any]  # (actor, op, args, result), as JSON would give them
+# (actor, op, args, result), as JSON would give them; of a VM exit a fifth, what it left in the VMCS
+# (`Step.vmcs`).  Without the fifth an entry stands for the first exit with that reason.
+Taken = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +40,19 @@ class Divergence:
     possible: tuple[Taken, ...]
 
     def __str__(self) -> str:
-        actor, op, args, result = self.entry
-        said = f"{actor}: {op}{_call(args)} = {result!r}"
-        could = "; ".join(f"{o}{_call(a)} = {r!r}" for _, o, a, r in self.possible) or "nothing"
-        return f"step {self.at + 1}, {said}, is not possible here; {actor} could do: {could}"
+        actor = self.entry[0]
+        could = "; ".join(_call(entry) for entry in self.possible) or "nothing"
+        return (
+            f"step {self.at + 1}, {actor}: {_call(self.entry)}, is not possible here; {actor} "
+            f"could do: {could}"
+        )
 
 
-def _call(args: Any) -> str:
-    return f"({', '.join(str(a) for a in args) if isinstance(args, list | tuple) else args})"
+def _call(entry: Taken) -> str:
+    _, op, args, result, *vmcs = entry
+    given = ", ".join(str(a) for a in args) if isinstance(args, list | tuple) else args
+    left = "".join(f", {name} {value}" for name, value in (vmcs[0].items() if vmcs else ()))
+    return f"{op}({given}) = {result!r}{left}"
 
 
 @dataclass(slots=True)
@@ -77,7 +84,7 @@ class Walk:
         """Do the move that `entry` names; None if it is not one that can be made now."""
         state = self.states[-1]
         for move in self.world.moves(state):
-            if _as_entry(move) == _plain_entry(entry):
+            if _is(move, entry):
                 self.states.append(state + move.delta)
                 self._seen[move.actor] = list(move.looks)
                 return move
@@ -85,7 +92,7 @@ class Walk:
 
     def _looked(self, entry: Taken) -> bool:
         """The entry is one of the looks that went with its actor's last move."""
-        actor, op, args, result = entry
+        actor, op, args, result = entry[:4]
         looks = self._seen.get(actor, [])
         for i, look in enumerate(looks):
             if look.op == op and plain(look.args) == plain(args):
@@ -101,12 +108,13 @@ class Walk:
 
 
 def _as_entry(move: Move) -> Taken:
-    return (move.actor, move.op, plain(move.args), plain(move.result))
+    told = (move.actor, move.op, plain(move.args), plain(move.result))
+    return (*told, dict(move.vmcs)) if move.vmcs else told
 
 
-def _plain_entry(entry: Taken) -> Taken:
-    actor, op, args, result = entry
-    return (actor, op, plain(args), plain(result))
+def _is(move: Move, entry: Taken) -> bool:
+    told = _as_entry(move)
+    return bool(plain(entry[:4]) == plain(told[:4])) and entry[4:] in ((), told[4:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +136,10 @@ def replay_file(path: Path | str) -> Replay:
     walk = Walk(found.scenario)
     last: Move | None = None
     for at, step in enumerate(found.steps):
-        entry = (step.actor, step.op, step.args, step.result)
-        last = walk.take(entry)
+        last = walk.take(step.taken)
         if last is None:
-            divergence = Divergence(at, entry, tuple(walk._possible(step.actor)))  # noqa: SLF001
+            possible = tuple(walk._possible(step.actor))  # noqa: SLF001
+            divergence = Divergence(at, step.taken, possible)
             raise CounterexampleError(f"{path}: {divergence}")
     return Replay(found, *_verdict(path, found, walk, last))
 

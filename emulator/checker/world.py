@@ -225,7 +225,7 @@ class World:
             yield Move(
                 self._delta(state) + ((after - node) << self.place[part]),
                 *(choice.voluntary, part.actor, self.cpu.c, choice.op, choice.args, result),
-                *(stands, tuple(looks), self.cpu.fault, part),
+                *(stands, tuple(looks), self.cpu.fault, part, choice.vmcs),
             )
 
     def _finished(self, part: Part) -> None:
@@ -269,11 +269,12 @@ class World:
         for vcpu, v in enumerate(self.layout.vcpus):
             here = self.scenario.early_ends and self.scenario.pins[vcpu] == part.number
             if here and left(m, v + slot.LEFT_IRQ):
-                move = Move(0, True, f"irq{part.number}", part.number, "retire", (), part=part)
+                who = (f"irq{part.number}", part.number, "retire", (vcpu,))
+                move = Move(0, True, *who, part=part)
                 yield self._retire(state, v + slot.LEFT_IRQ, move)
 
     def _retire(self, state: int, budget: int, move: Move) -> Move:
-        self._thaw(state)[budget] = RETIRED
+        self._thaw(state)[budget] |= RETIRED
         return move._replace(delta=self._delta(state))
 
     def _plug(self, part: Part, state: int) -> Iterator[Move]:

@@ -19,12 +19,13 @@ Interrupts enter at the label `timer` for the APIC timer's vector, at `irq` for 
 Before: `hardware/vmx` delivers.  Next: an exit, or the next instruction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from types import MethodType
 from typing import Any, Final, NamedTuple, Protocol
 
-from emulator.guest.workload import Workload
+from emulator.guest.workload import Ipi, Workload
 from emulator.hardware import instructions
 from emulator.hardware.vectors import MSR_TSC_DEADLINE, MSR_X2APIC_SELF_IPI
 from emulator.hardware.vmx import LogicalProcessor, Outcome
@@ -133,11 +134,12 @@ class Platform(Protocol):
 class Guest:
     """One vCPU's guest: a program, where it stands in it, and its workload.
 
+    `code[pc]` is the next instruction: (what executes it, its operand).
     After a `send` or `arm` that exits, `cause` says which load the write was for: (load, due ns).
     """
 
     __slots__ = (
-        "_armed_load", "_execute", "_icr", "_sent", "armed", "cause", "frames", "msr", "pc",
+        "_armed_load", "_icr", "_irq", "_sent", "armed", "cause", "code", "frames", "msr", "pc",
         "platform", "processor", "program", "timer_vector", "workload",
     )  # fmt: skip
 
@@ -149,6 +151,7 @@ class Guest:
         self.processor = processor
         self.platform = platform
         self.timer_vector = workload.timer_vector
+        self._irq = program.irq
         self.pc = 0
         self.frames: list[int] = []
         self.armed = 0
@@ -157,21 +160,25 @@ class Guest:
         self._icr = 0
         self._sent = 0
         self.cause = (0, 0)
-        bound: dict[Op, Callable[[int], Outcome]] = {
-            op: getattr(self, f"_{op.name.lower()}") for op in Op
-        }
-        self._execute = [(bound[insn.op], insn.target) for insn in program.code]
+        self.code: list[tuple[Callable[[int], Outcome], int]]
+        self.execute_by(INSTRUCTIONS)
+
+    def execute_by(self, instructions: "Instructions") -> None:
+        """Execute each instruction by one of these: INSTRUCTIONS, or the same text linked."""
+        self.code = [
+            (MethodType(instructions[insn.op], self), insn.target) for insn in self.program.code
+        ]
 
     def step(self) -> Outcome:
         """Execute one instruction."""
-        execute, target = self._execute[self.pc]
+        execute, target = self.code[self.pc]
         return execute(target)
 
     def interrupt(self, vector: int) -> None:
         """The IDT: push a frame, go to the handler (`hardware/vmx.Idt`)."""
         self.frames.append(self.pc)
         if vector != self.timer_vector:
-            self.pc = self.program.irq
+            self.pc = self._irq
             return
         self.pc = self.program.timer
         self.workload.timer_fired(self._armed_load)
@@ -199,38 +206,27 @@ class Guest:
     # -- instructions -----------------------------------------------------------------------------
 
     def _work(self, target: int) -> Outcome:
-        ipi = self.workload.due_ipi(self.platform.rdtsc())
-        self.processor.guest.interruptibility = 0
-        if ipi is None:
-            self.pc = target
-        else:
-            self.msr, self._icr, self.cause = ipi
-            self.pc += 1
+        self.prepare(self.workload.due_ipi(self.platform.rdtsc()), target)
         return None
 
     def _token(self, target: int) -> Outcome:
-        ipi = self.workload.token(self.platform.rdtsc())
-        if ipi is None:
-            self.pc = target
-        else:
-            self.msr, self._icr, self.cause = ipi
-            self.pc += 1
+        self.prepare(self.workload.token(self.platform.rdtsc()), target)
         return None
 
     def _send(self, _target: int) -> Outcome:
         self._sent += 1
         if self.msr == MSR_X2APIC_SELF_IPI:
             self.platform.on_self_ipi(self._icr, *self.cause)
-        return self._advance(instructions.wrmsr(self.processor, self.msr, self._icr))
+        return self.advance(instructions.wrmsr(self.processor, self.msr, self._icr))
 
     def _arm(self, _target: int) -> Outcome:
         deadline, load = self.workload.next_deadline(halts=self.program.halts)
         if deadline == self.armed:
-            return self._advance(None)
+            return self.advance(None)
         self.armed = deadline
         self._armed_load = load
         self.cause = (load, deadline)
-        return self._advance(instructions.wrmsr(self.processor, MSR_TSC_DEADLINE, deadline))
+        return self.advance(instructions.wrmsr(self.processor, MSR_TSC_DEADLINE, deadline))
 
     def _due(self, target: int) -> Outcome:
         deadline, _ = self.workload.next_deadline(halts=self.program.halts)
@@ -243,7 +239,7 @@ class Guest:
 
     def _ack(self, _target: int) -> Outcome:
         self.platform.count_up()
-        return self._advance(instructions.nop(self.processor))
+        return self.advance(instructions.nop(self.processor))
 
     def _ready(self, target: int) -> Outcome:
         self.processor.guest.interruptibility = 0
@@ -267,33 +263,46 @@ class Guest:
 
     def _pause(self, _target: int) -> Outcome:
         self.platform.pause()
-        return self._advance(instructions.nop(self.processor))
+        return self.advance(instructions.nop(self.processor))
 
     def _nop(self, _target: int) -> Outcome:
-        return self._advance(instructions.nop(self.processor))
+        return self.advance(instructions.nop(self.processor))
 
     def _cli(self, _target: int) -> Outcome:
-        return self._advance(instructions.cli(self.processor))
+        return self.advance(instructions.cli(self.processor))
 
     def _sti(self, _target: int) -> Outcome:
-        return self._advance(instructions.sti(self.processor))
+        return self.advance(instructions.sti(self.processor))
 
     def _hlt(self, _target: int) -> Outcome:
-        return self._advance(instructions.hlt(self.processor))
+        return self.advance(instructions.hlt(self.processor))
 
     def _eoi(self, _target: int) -> Outcome:
         self.platform.on_eoi(self.processor.vapic.svi)
-        return self._advance(instructions.eoi(self.processor))
+        return self.advance(instructions.eoi(self.processor))
 
     def _iret(self, _target: int) -> Outcome:
         self.pc = self.frames.pop()
         return instructions.iret(self.processor)
 
     def _vmcall(self, _target: int) -> Outcome:
-        return self._advance(instructions.vmcall(self.processor))
+        return self.advance(instructions.vmcall(self.processor))
 
-    def _advance(self, outcome: Outcome) -> Outcome:
+    def prepare(self, ipi: Ipi | None, target: int) -> None:
+        """What `send` will send, or the jump past it."""
+        self.processor.guest.interruptibility = 0
+        if ipi is None:
+            self.pc = target
+        else:
+            self.msr, self._icr, self.cause = ipi
+            self.pc += 1
+
+    def advance(self, outcome: Outcome) -> Outcome:
         """RIP moves on unless the instruction exited: then the VMM moves it."""
         if outcome is None:
             self.pc += 1
         return outcome
+
+
+Instructions = Mapping[Op, Callable[[Guest, int], Outcome]]
+INSTRUCTIONS: Final[Instructions] = {op: getattr(Guest, f"_{op.name.lower()}") for op in Op}

@@ -84,6 +84,11 @@ class ApicPage:
         self.clear_bit(VIRR, vector)
         return self.top(VIRR)
 
+    def retire(self, vector: int) -> int:
+        """VISR[vector] := 0; the highest vector left in VISR, 0 if none."""
+        self.clear_bit(VISR, vector)
+        return self.top(VISR)
+
     def read32(self, offset: int) -> int:
         """One dword; `offset` in bytes, 4-byte aligned."""
         return self.words[offset >> 2]
@@ -140,7 +145,7 @@ class VirtualApic:
         )
 
     def ppr_and_evaluation(self) -> None:
-        """Both in one call: what VM entry and TPR virtualization end with."""
+        """Both in one call: what VM entry, TPR and EOI virtualization end with."""
         words = self.page.words
         vtpr = words[VTPR >> 2]
         svi_class = self.svi & 0xF0
@@ -159,14 +164,12 @@ class VirtualApic:
 
         With the exit there is no evaluation: the next VM entry makes up for it.
         """
-        page = self.page
         vector = self.svi
-        page.clear_bit(VISR, vector)
-        self.svi = page.top(VISR)
-        self.ppr_virtualization()
+        self.svi = self.page.retire(vector)
         if self.eoi_exit_bitmap >> vector & 1:
+            self.ppr_virtualization()
             return vector
-        self.evaluate()
+        self.ppr_and_evaluation()
         return None
 
     def self_ipi_virtualization(self, vector: int) -> None:

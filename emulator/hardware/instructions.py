@@ -151,10 +151,17 @@ def wrmsr(p: LogicalProcessor, msr: int, value: int) -> Outcome:
     p.guest.interruptibility = 0
     if not access.FIRST_MSR <= msr <= access.LAST_MSR:
         return FAULT  # no other MSR is modelled
-    page = p.vapic.page
     outcome = p.msr_writes[msr - access.FIRST_MSR]
     if outcome is _EOI:  # ahead of the others: every handler ends with it
-        return FAULT if value else _eoi_virtualization(p)
+        if value:
+            return FAULT
+        return _eoi_virtualization(p)
+    return _write_x2apic(p, msr, value, outcome)
+
+
+def _write_x2apic(p: LogicalProcessor, msr: int, value: int, outcome: Access) -> Outcome:
+    """A WRMSR of 800H to 8FFH that does not exit; `outcome` is what it is to the processor."""
+    page = p.vapic.page
     match outcome:
         case Access.TPR:
             if value >> 8:

@@ -165,9 +165,8 @@ class LogicalProcessor:
     def boundary(self) -> Outcome:
         """What may come between two guest instructions, highest priority first.  SDM table 6-2.
 
-        An interrupt-window exit or a virtual interrupt beats an external interrupt, so after each
-        delivery the loop looks again with the IF that delivery has cleared (golden case
-        pi-rule-22).
+        An interrupt-window exit or a virtual interrupt beats an external interrupt, and delivery
+        clears IF: after it nothing but an external interrupt can come (golden case pi-rule-22).
         Call it after VM entry, after each instruction, and when the local APIC has new vectors.
         """
         vapic = self.vapic
@@ -175,26 +174,24 @@ class LogicalProcessor:
         if not (vapic.recognised or lapic.irr or vapic.interrupt_window_exiting):
             return None
         guest = self.guest
-        while True:
-            activity = guest.activity
-            if (
-                guest.interrupt_flag
-                and not guest.interruptibility
-                and activity is not _SHUTDOWN
-                and activity is not _WAIT_FOR_SIPI
-            ):
-                if vapic.interrupt_window_exiting:
-                    return self.vm_exit(INTERRUPT_WINDOW)
-                if vapic.recognised:
-                    # 29.2.2: through the guest's IDT; HLT and MWAIT end here.
-                    vector = vapic.deliver()
-                    guest.interrupt_flag = False
-                    guest.activity = _ACTIVE
-                    self.idt.interrupt(vector)
-                    continue
-            if not lapic.irr or not lapic.pending() or activity is _WAIT_FOR_SIPI:
-                return None
-            return self._external_interrupt(lapic, guest)
+        activity = guest.activity
+        if (
+            guest.interrupt_flag
+            and not guest.interruptibility
+            and activity is not _SHUTDOWN
+            and activity is not _WAIT_FOR_SIPI
+        ):
+            if vapic.interrupt_window_exiting:
+                return self.vm_exit(INTERRUPT_WINDOW)
+            if vapic.recognised:
+                # 29.2.2: through the guest's IDT; HLT and MWAIT end here.
+                vector = vapic.deliver()
+                guest.interrupt_flag = False
+                guest.activity = _ACTIVE
+                self.idt.interrupt(vector)
+        if not lapic.irr or not lapic.pending() or activity is _WAIT_FOR_SIPI:
+            return None
+        return self._external_interrupt(lapic, guest)
 
     def _external_interrupt(self, lapic: LocalApic, guest: GuestState) -> Outcome:
         """The local APIC presents a vector in non-root operation.  SDM 25.2, 29.6 steps 1 and 2.

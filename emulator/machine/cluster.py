@@ -31,7 +31,7 @@ from typing import Any, Final, Self
 import msgpack
 
 from emulator.config.model import Cell, to_plain
-from emulator.hardware.vectors import POSTED_INTR_VECTOR, ExitReason
+from emulator.hardware.vectors import ExitReason
 from emulator.machine.controls import vcpus_with_pi_sender
 from emulator.machine.errors import RunBroken
 from emulator.machine.fabric import (
@@ -71,7 +71,6 @@ TICK_S: Final = 0.02
 LOAD_LEAD_NS: Final = 20_000_000  # from the start signal to the first due time
 SOCKET_PATH_MAX: Final = 107  # sizeof(sockaddr_un.sun_path) - 1
 LOG_TAIL_LINES: Final = 8
-SN_BIT: Final = 2
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,13 +147,9 @@ class Cluster:
         hardware_posts_to = vcpus_with_pi_sender(cell, assigned)
         for vcpu in cell.vcpus:
             words = self._words[vcpu.index]
-            words.has_pi_sender.store(vcpu.index in hardware_posts_to)
-            # vCPU reset (vmx_vcpu_reset): NV = POSTED_INTR_VECTOR, SN = 1 until the first load.
-            words.desc.set_control(POSTED_INTR_VECTOR << 16 | vcpu.pcpu << 32 | SN_BIT)
-            words.cpu.store(vcpu.pcpu)
-            words.pre_pcpu.store(0xFFFF_FFFF)
-            words.task_cpu.store(vcpu.pcpu)
-            words.home.store(0xFFFF_FFFF)
+            # SN = 1 until the first load.
+            posted_to = vcpu.index in hardware_posts_to
+            words.reset(vcpu.pcpu, has_pi_sender=posted_to, suppressed=True)
             words.claim.store(1)
         order = (self._run_dir / ORDER_FILE).open("wb") if shape.order_records else None
         self._drain = Drain(self._memory, (self._run_dir / "events.bin").open("wb"), order)

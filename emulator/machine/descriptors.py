@@ -43,12 +43,16 @@ class Descriptors(Processor):
     def pi_test_and_set_pir(self, vcpu: int, vector: int) -> bool:
         mask = 1 << (vector & 63)
         was = self.words[vcpu].desc.set_pir[vector >> 6](mask) & mask
-        load, due = self.cause
-        kind = POST_PIR_SET if was else POST
-        self.note((monotonic_ns(), due, 0, kind, vector, self.pcpu, vcpu, load))
+        self.note_post(vcpu, vector, was)
         if self.irqs_on:
             self._step()
         return was != 0
+
+    def note_post(self, vcpu: int, vector: int, was: int) -> None:
+        """Record that a bit of PIR, or of the software VIRR, has been set, or was."""
+        load, due = self.cause
+        kind = POST_PIR_SET if was else POST
+        self.note((monotonic_ns(), due, 0, kind, vector, self.pcpu, vcpu, load))
 
     def pi_test_and_set_on(self, vcpu: int) -> bool:
         was = self.words[vcpu].desc.set_control(ON) & ON

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Final
 
-from emulator.hardware.vectors import POSTED_INTR_VECTOR, Mode
+from emulator.hardware.vectors import Mode
 from emulator.kvm.params import TaskState
 from emulator.machine.descriptors import control_of
 from emulator.machine.errors import RunBroken
@@ -33,7 +33,6 @@ from emulator.machine.gate import (
 from emulator.machine.gated import V_SAVED_MASKED
 from emulator.machine.gated_process import State, nursery_main
 from emulator.machine.host import runtime_root
-from emulator.machine.live import NO_PCPU
 from emulator.machine.memory import P_LIST, P_RUNG, V_SW_TIMER, Memory, Shape
 from emulator.machine.words import all_words
 
@@ -211,13 +210,11 @@ def create_memory(path: Path, schedule: Schedule) -> Memory:
     shape = Shape(pcpus=schedule.hosts + count, vcpus=count, devices=0, ring_records=RING_RECORDS)
     memory = Memory.create(path, shape)
     for words in all_words(memory):
-        home = schedule.pins[words.index]
-        suppressed = 2 if words.index in schedule.queued else 0
-        words.desc.set_control(POSTED_INTR_VECTOR << 16 | home << 32 | suppressed)
-        words.cpu.store(home)
-        words.task_cpu.store(home)
-        words.pre_pcpu.store(NO_PCPU)
-        words.has_pi_sender.store(schedule.assigned)
+        words.reset(
+            schedule.pins[words.index],
+            has_pi_sender=schedule.assigned,
+            suppressed=words.index in schedule.queued,
+        )
     memory.view.store_u64(H_TURN, NOT_STARTED)
     return memory
 

@@ -117,9 +117,10 @@ class GatedSteps(LiveCpu):
         return self.words[vcpu].hv_deadline.load() != 0
 
     def start_sw_timer(self, vcpu: int) -> bool:
-        if self.words[vcpu].tscdeadline.load():
+        deadline: int = self.words[vcpu].tscdeadline.load()
+        if deadline > PAST:
             self._sw_timer(vcpu, 1 + self.pcpu)
-        return False
+        return deadline == PAST
 
     def cancel_sw_timer(self, vcpu: int) -> None:
         self._sw_timer(vcpu, 0)

@@ -11,7 +11,7 @@ from typing import Any
 
 from emulator.hardware.vmcs import INFO_VALID
 from emulator.machine.controls import MSRS_WITHOUT_APICV, intercepted_msrs, without_apicv
-from emulator.machine.descriptors import POST, POST_PIR_SET, Descriptors
+from emulator.machine.descriptors import Descriptors
 from emulator.machine.memory import H_APICV_INHIBITED, V_APICV_OFF, V_MERGES, V_SOFT_VIRR
 from emulator.machine.processor import EOI
 
@@ -65,9 +65,7 @@ class Inhibition(Descriptors):
     def lapic_set_irr(self, vcpu: int, vector: int) -> bool:
         mask = 1 << (vector & 63)
         was = self._soft_virr[vcpu][vector >> 6].fetch_or(mask) & mask
-        load, due = self.cause
-        kind = POST_PIR_SET if was else POST
-        self.note((monotonic_ns(), due, 0, kind, vector, self.pcpu, vcpu, load))
+        self.note_post(vcpu, vector, was)
         if self.irqs_on:
             self._step()
         return was != 0

@@ -132,9 +132,10 @@ def run_litmus(rounds: int) -> Litmus:
     try:
         shape = Shape(pcpus=1, vcpus=BATCH, devices=0, ring_records=8)
         memory = Memory.create(runtime / "memory", shape)
-        counts = {v.name: _run_variant(memory, v, rounds) for v in VARIANTS}
     finally:
+        # Mapped here and in what is forked from here: without a name, a kill leaves nothing behind.
         shutil.rmtree(runtime, ignore_errors=True)
+    counts = {v.name: _run_variant(memory, v, rounds) for v in VARIANTS}
     cores = len(os.sched_getaffinity(0))
     return Litmus(rounds=rounds, cores=cores, counts=counts, seconds=time.perf_counter() - began)
 

@@ -20,18 +20,17 @@ from emulator.guest.program import Guest
 from emulator.hardware.senders import PidPointerTable, ipi_virtualization
 from emulator.hardware.vectors import RESCHEDULE_VECTOR, Mode
 from emulator.hardware.vmcs import Activity
-from emulator.kvm.irq import do_irq
 from emulator.kvm.params import MpState, Request, TaskState
 from emulator.kvm.sched import preempt_schedule
 from emulator.machine.fabric import Fabric
 from emulator.machine.housekeeping import timer_vectors
+from emulator.machine.linker import PLAIN, Text
 from emulator.machine.memory import P_LIST, P_LIST_LOCK, V_SAVE, V_SAVE_BYTES, Memory, smp_mb
 from emulator.machine.recorder import Recorder
 from emulator.machine.scheduler import Scheduler
 from emulator.machine.stats import Stat
 from emulator.machine.timers import Timers
-
-NO_PCPU: Final = 0xFFFF_FFFF  # vcpu->pre_pcpu = -1
+from emulator.machine.words import NOWHERE
 
 # Plain integers: looking a member up through its class costs more than the step.
 HOST_IRQ: Final = int(Event.HOST_IRQ)
@@ -41,10 +40,11 @@ SLEEPING: Final = int(TaskState.SLEEPING)
 
 
 class LiveCpu(Timers):
-    """One pCPU, as protocol text sees it (`kvm/cpu.py`)."""
+    """One pCPU, as protocol text sees it (`kvm/cpu.py`), and the text that it executes."""
 
     __slots__ = (
         "_irq_target", "_pid_table", "at_safe_point", "make_guest", "preempt_count", "scheduler",
+        "text",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +60,7 @@ class LiveCpu(Timers):
     ) -> None:
         super().__init__(memory, fabric, cell, pcpu, recorder, arrived)
         self.kvm = cell.kvm
+        self.text: Text = PLAIN
         self.preempt_count = 0
         self.at_safe_point = True
         self.make_guest = partial(make_guest, self)
@@ -158,7 +159,6 @@ class LiveCpu(Timers):
             self.loaded = self.vmcs[vcpu]
             self.page = self.words[vcpu].page
             self.guest = self.guests[vcpu]
-            self._guest_step = self.guest.step
             self.harvests = self.words[vcpu].harvests.load()
             self._publish_harvests = self.words[vcpu].harvests.store
 
@@ -213,7 +213,7 @@ class LiveCpu(Timers):
         begin = monotonic_ns()
         self._store_busy(1)
         self.accepted(vector)
-        do_irq(self, vector)
+        self.text.do_irq(self, vector)
         self._store_busy(0)
         self.note((begin, monotonic_ns(), 0, HOST_IRQ, vector, self.pcpu, NO_VCPU, 0))
         self.cause = outer
@@ -319,10 +319,10 @@ class LiveCpu(Timers):
 
     def pre_pcpu(self, vcpu: int) -> int:
         pcpu = self.words[vcpu].pre_pcpu.load()
-        return -1 if pcpu == NO_PCPU else pcpu
+        return -1 if pcpu == NOWHERE else pcpu
 
     def set_pre_pcpu(self, vcpu: int, pcpu: int) -> None:
-        self.words[vcpu].pre_pcpu.store(NO_PCPU if pcpu < 0 else pcpu)
+        self.words[vcpu].pre_pcpu.store(NOWHERE if pcpu < 0 else pcpu)
 
     # -- tracing -----------------------------------------------------------------------------------
 

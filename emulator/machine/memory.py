@@ -208,6 +208,10 @@ class SharedApicPage(ApicPage):
         virr = self.virr = self.virr & ~bit
         return virr.bit_length() - 1 if virr else 0
 
+    def retire(self, vector: int) -> int:
+        visr = self.visr = self.visr & ~(1 << vector)
+        return visr.bit_length() - 1 if visr else 0
+
     def read32(self, offset: int) -> int:
         base = offset & ~0x7F
         if base in (VISR, VIRR) and not offset & 15:

@@ -26,8 +26,9 @@ import setproctitle
 
 from emulator.config.model import Cell, from_plain
 from emulator.machine.device import device_main
+from emulator.machine.linker import link_text
 from emulator.machine.memory import Memory
-from emulator.machine.pcpu import pcpu_main
+from emulator.machine.pcpu import cpu_class, pcpu_main
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_TIMERSLACK: Final = 29
@@ -43,6 +44,7 @@ def main() -> None:
     memory = Memory.open(Path(runtime, "memory"))
     setproctitle.setproctitle(f"pirlab nursery ({cell.name})")
     libc = ctypes.CDLL(None)
+    link_text(cpu_class(cell), cell.kvm)  # once for all pCPUs
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -17,7 +17,6 @@ from emulator.guest.program import Guest
 from emulator.guest.workload import Stream, Workload
 from emulator.hardware.vectors import MSR_X2APIC_ICR, MSR_X2APIC_SELF_IPI
 from emulator.kvm.sched import kvm_sched_in, kvm_sched_out
-from emulator.kvm.vcpu import vcpu_run
 from emulator.machine.audit import AuditedCpu, wants_audit
 from emulator.machine.errors import RunBroken
 from emulator.machine.fabric import (
@@ -29,6 +28,7 @@ from emulator.machine.fabric import (
     Fabric,
     Message,
 )
+from emulator.machine.linker import link_text
 from emulator.machine.live import LiveCpu
 from emulator.machine.memory import H_T0, P_ARRIVED, P_RUNG, PHASE_LOAD, Memory
 from emulator.machine.ordered import OrderedCpu
@@ -160,11 +160,11 @@ class Pcpu:
     def _run(self) -> None:
         """Be a physical CPU until the launcher stops it."""
         recorder = self._recorder = Recorder(self._memory, self._pcpu)
-        watched = AuditedCpu if wants_audit(self._cell) else LiveCpu
-        cpu = (OrderedCpu if wants_order(self._cell) else watched)(
+        cpu = cpu_class(self._cell)(
             self._memory, self._fabric, self._cell, self._pcpu, recorder, self._arrived,
             self._guest, vcpu_thread,
         )  # fmt: skip
+        cpu.text = link_text(cpu_class(self._cell), self._cell.kvm)
         mine = [v.index for v in self._cell.vcpus if v.pcpu == self._pcpu]
         log(f"running vCPUs {mine}")
         cpu.scheduler.run()
@@ -188,7 +188,16 @@ class Pcpu:
             seed=cell.run.seed,
             draining=lambda: phase() != PHASE_LOAD,
         )
-        return Guest(PROGRAMS[me.guest], workload, cpu.lp, cpu)
+        guest = Guest(PROGRAMS[me.guest], workload, cpu.lp, cpu)
+        guest.execute_by(cpu.text.instructions)
+        return guest
+
+
+def cpu_class(cell: Cell) -> type[LiveCpu]:
+    """Which pCPUs a run has."""
+    if wants_order(cell):
+        return OrderedCpu
+    return AuditedCpu if wants_audit(cell) else LiveCpu
 
 
 def compute(ns: int) -> None:
@@ -208,7 +217,7 @@ def vcpu_thread(cpu: LiveCpu, vcpu: int) -> None:
     cpu.local_irq_enable()
     if cpu.vcpu_is_blocking(vcpu):
         cpu.finish_rcuwait(vcpu)
-    vcpu_run(cpu, vcpu)
+    cpu.text.vcpu_run(cpu, vcpu)
     cpu.local_irq_disable()
     kvm_sched_out(cpu, vcpu, preempted=False)
 

@@ -28,7 +28,7 @@ from emulator.hardware.vectors import (
     ExitReason,
 )
 from emulator.hardware.vmcs import Vmcs
-from emulator.hardware.vmx import LogicalProcessor, Outcome
+from emulator.hardware.vmx import LogicalProcessor
 from emulator.kvm.params import TaskState
 from emulator.machine.controls import intercepted_msrs, kvm_controls
 from emulator.machine.fabric import CMD_STOP, Fabric, Message
@@ -77,7 +77,7 @@ class Processor:
     """The hardware half of a pCPU process.  Implements `guest.Platform` and `vmx.Idt`."""
 
     __slots__ = (
-        "_controls", "_entry_ts", "_guest_step", "_ids", "_publish_harvests", "_rung",
+        "_controls", "_entry_ts", "_ids", "_publish_harvests", "_rung",
         "_store_arrived", "_store_busy", "_straight_back", "alarm", "arrived", "cause", "cell",
         "current", "fabric", "fastpath_reenter", "guest", "guests", "harvests", "housekeeping",
         "hv_deadline", "inhibits", "irqs_on", "lapic", "last_exits", "loaded", "lp", "memory",
@@ -130,7 +130,6 @@ class Processor:
         self.arrived = arrived
         self._ids = pcpu << 40
         self._publish_harvests: Callable[[int], None]
-        self._guest_step: Callable[[], Outcome]
         self.harvests = self.syncs_on = self.syncs_off = self.fastpath_reenter = 0
         self._entry_ts = 0
         self.last_exits: dict[int, tuple[int, int]] = {}  # vCPU -> (when, why), not yet recorded
@@ -300,10 +299,10 @@ class Processor:
     def non_root_event(self, vcpu: int) -> int:
         """The guest, an instruction at a time, up to a notification or an exit."""
         lp = self.lp
+        assert self.guest is not None
         outcome = lp.boundary()
-        boundary = lp.boundary
         rung = self._rung
-        step = self._guest_step
+        guest = self.guest
         while outcome is None:
             if rung() != self.arrived and self.await_flight():
                 pass
@@ -315,13 +314,14 @@ class Processor:
             elif lp.guest.activity:
                 self._halted_in_guest()
             else:
-                outcome = step()
-                if outcome == IPI:
+                execute, target = guest.code[guest.pc]
+                outcome = execute(target)
+                if outcome is not None:
+                    if outcome > 0:
+                        break
+                    assert outcome == IPI, "a guest program raised #GP"
                     self.send_virtual_ipi()
-                elif outcome is not None:
-                    assert outcome > 0, "a guest program raised #GP"
-                    break
-            outcome = boundary()
+            outcome = lp.boundary()
         if outcome == NOTIFICATION:
             self._accepted_in_guest()
             return NOTIFICATION

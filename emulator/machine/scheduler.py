@@ -23,6 +23,7 @@ from emulator.events import Event
 from emulator.hardware.vectors import RESCHEDULE_VECTOR
 from emulator.kvm.params import TaskState
 from emulator.machine.memory import P_IDLE
+from emulator.machine.words import NOWHERE
 
 if TYPE_CHECKING:
     from emulator.machine.live import LiveCpu
@@ -31,7 +32,6 @@ RUNNING: Final = int(TaskState.RUNNING)
 SLEEPING: Final = int(TaskState.SLEEPING)
 SCHED_IN: Final = int(Event.SCHED_IN)
 SCHED_OUT: Final = int(Event.SCHED_OUT)
-NOWHERE: Final = 0xFFFF_FFFF
 
 # V_CLAIM of a thread that floats: every change of hands is one compare-exchange.
 TAKEN: Final = 0  # it runs, or somebody is about to run it

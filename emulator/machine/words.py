@@ -4,8 +4,12 @@
 costs one call.
 """
 
+from typing import Final
+
 from atomicshm import AtomicU32
 
+from emulator.hardware.pi_desc import SN
+from emulator.hardware.vectors import POSTED_INTR_VECTOR
 from emulator.machine.memory import (
     V_CLAIM,
     V_CPU,
@@ -31,6 +35,8 @@ from emulator.machine.memory import (
     PiDesc,
     SharedApicPage,
 )
+
+NOWHERE: Final = 0xFFFF_FFFF  # no pCPU, in an unsigned word
 
 
 class VcpuWords:
@@ -72,6 +78,15 @@ class VcpuWords:
         self.guest_word = memory.u64(memory.vcpu(vcpu, V_GUEST_WORD))
         self.hv_deadline = memory.u64(memory.vcpu(vcpu, V_HV_DEADLINE))
         self.sched_ins = memory.u64(memory.vcpu(vcpu, V_SCHED_INS))
+
+    def reset(self, pcpu: int, *, has_pi_sender: bool, suppressed: bool) -> None:
+        """A vCPU that has never run and belongs to `pcpu`.  Kernel: vmx_vcpu_reset()."""
+        self.has_pi_sender.store(has_pi_sender)
+        self.desc.set_control(POSTED_INTR_VECTOR << 16 | pcpu << 32 | (SN if suppressed else 0))
+        self.cpu.store(pcpu)
+        self.pre_pcpu.store(NOWHERE)
+        self.task_cpu.store(pcpu)
+        self.home.store(NOWHERE)
 
 
 def all_words(memory: Memory) -> list[VcpuWords]:

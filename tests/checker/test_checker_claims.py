@@ -16,7 +16,10 @@ from emulator.checker import (
 from emulator.checker.claims import SAFETY
 from emulator.checker.cost import cost
 from emulator.checker.model_cpu import ModelCpu
-from emulator.kvm.params import Bug, Notify, PidScheme
+from emulator.checker.world import World
+from emulator.events import Event
+from emulator.hardware.vectors import Mode
+from emulator.kvm.params import Bug, Notify, PidScheme, ReentryOrder, TaskState
 
 PLAIN = Scenario(name="test", question="", bounds=Bounds(remote=1, fastpath=1))
 DEVICE = replace(
@@ -136,6 +139,35 @@ def test_ignoring_the_gate_breaks_i13():
     assert check("gate").judgement is Judgement.HOLDS
 
 
+def test_eliding_in_an_interrupt_handler_breaks_i15():
+    verdict = check("elision", rule=Notify.KVM_V5_8)
+
+    assert verdict.claim is Claim.ELISION_IS_SOUND
+    assert "an interrupt handler elides for vCPU 0 on pCPU 0" in verdict.text
+
+
+def test_entering_without_a_sync_after_eliding_breaks_i15():
+    asked = claiming(PLAIN, Claim.ELISION_IS_SOUND)
+    verdict = check(replace(asked, reentry_order=ReentryOrder.NONE))
+
+    assert verdict.text.endswith("vCPU 0 enters the guest and has not synced since it elided")
+    assert check(asked).judgement is Judgement.HOLDS
+
+
+def test_sleeping_without_a_sync_after_eliding_breaks_i15():
+    world = World(claiming(PLAIN, Claim.ELISION_IS_SOUND))
+    cpu = world.cpu
+    cpu.m, cpu.me, cpu.c = world.layout.unpack(world.initial()), 0, 0
+    cpu.local_irq_disable()
+    cpu.store_mode(0, Mode.IN_GUEST_MODE)
+    cpu.trace(Event.ELIDE_SAME_VCPU, 0)
+    assert cpu.fault is None
+
+    cpu.set_current_state(0, TaskState.INTERRUPTIBLE)
+    cpu.deactivate_task(0)
+    assert cpu.fault[0] is Claim.ELISION_IS_SOUND
+
+
 def test_a_timer_fired_for_a_vcpu_not_loaded_here_breaks_w1(monkeypatch):
     monkeypatch.setattr(ModelCpu, "running_vcpu", lambda _: -1)
     verdict = check(PLAIN)
@@ -165,6 +197,14 @@ def test_a_question_that_was_never_put_is_vacuous():
 
     assert verdict.judgement is Judgement.VACUOUS
     assert Sometimes.DEVICE_DONE in verdict.never
+
+
+@pytest.mark.parametrize("bug", [Bug.B11, Bug.B20])
+def test_a_switch_that_only_shows_without_apicv_is_not_said_to_be_harmless(bug):
+    verdict = check(PLAIN, bugs=[bug])
+
+    assert verdict.judgement is Judgement.VACUOUS
+    assert verdict.never == (Sometimes.INHIBITED,)
 
 
 def test_senders_may_post_fewer_than_the_bound():

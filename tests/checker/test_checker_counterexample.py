@@ -165,7 +165,7 @@ def spoil_scenario(lines):
 
 
 def spoil_bounds(lines):
-    lines[0]["scenario"]["bounds"]["remote"] = 7
+    lines[0]["scenario"]["bounds"]["remote"] = 8
 
 
 def spoil_field(lines):
@@ -187,7 +187,7 @@ def spoil_format(lines):
         (spoil_final, "final is not what the steps lead to"),
         (spoil_look, "is told otherwise than it went"),
         (spoil_scenario, "the scenario's fields have other types"),
-        (spoil_bounds, r"a bound is not in 0\.\.6"),
+        (spoil_bounds, r"a bound is not in 0\.\.7"),
         (spoil_field, "not what the format says"),
         (spoil_format, "does not say format"),
     ],

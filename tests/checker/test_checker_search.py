@@ -22,17 +22,26 @@ from emulator.kvm.params import Bug, Notify
 BASE = Scenario(name="test", question="", bounds=Bounds(remote=1, irq=1, fastpath=1))
 
 
+# What an independent model of the same steps came to: (R, T, F), and its states.  Ours are 0.65 to
+# 1.36 of them.  Fewer, because a step on what nobody else writes goes with the one before: without
+# that, the run loop's look at the timer between two passes alone would be 17 % more, and the way to
+# the lost wake-up 20 steps instead of 19 (test_fusing_private_steps_changes_no_verdict).  More
+# under rules that kick, which that model lacks.
 @pytest.mark.parametrize(
-    ("rule", "memory", "states"),
+    ("posts", "rule", "memory", "states"),
     [
-        (Notify.KVM_V5_18, MemoryModel.SC, 20_008),
-        (Notify.KVM_V5_17, MemoryModel.SC, 28_789),
-        (Notify.KVM_V5_16, MemoryModel.SC, 28_789),
-        (Notify.KVM_V5_18, MemoryModel.TSO, 24_165),
+        ((1, 1, 1), Notify.KVM_V5_18, MemoryModel.SC, 20_008),
+        ((1, 1, 1), Notify.KVM_V5_17, MemoryModel.SC, 28_789),
+        ((1, 1, 1), Notify.KVM_V5_16, MemoryModel.SC, 28_789),
+        ((1, 1, 1), Notify.KVM_V5_18, MemoryModel.TSO, 24_165),
+        ((2, 2, 2), Notify.KVM_V5_18, MemoryModel.TSO, 464_653),
+        ((3, 2, 2), Notify.KVM_V5_18, MemoryModel.SC, 867_493),
     ],
 )
-def test_the_base_scenario_is_as_large_as_an_independent_model_of_it(rule, memory, states):
-    found = check(BASE, rule=rule, memory=memory).states
+def test_a_scenario_is_as_large_as_an_independent_model_of_it(posts, rule, memory, states):
+    remote, irq, fastpath = posts
+    bounds = Bounds(remote=remote, irq=irq, fastpath=fastpath)
+    found = check(replace(BASE, bounds=bounds), rule=rule, memory=memory).states
 
     assert states / 2 <= found <= states * 2
 

@@ -73,9 +73,9 @@ def test_packing_a_memory_loses_nothing(data):
 def test_a_value_too_large_for_its_slot_is_refused():
     layout = Layout(scenario(remote=1))
     memory = initial_memory(scenario(remote=1), layout)
-    memory[0] = 8
+    memory[0] = 16
 
-    with pytest.raises(AssertionError, match="slot 0 cannot hold 8"):
+    with pytest.raises(AssertionError, match="slot 0 cannot hold 16"):
         layout.pack(memory)
 
 

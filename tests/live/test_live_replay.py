@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from emulator.checker import MemoryModel, check
+from emulator.checker import CounterexampleError, MemoryModel, check
 from emulator.checker.catalogue import SCENARIOS
+from emulator.checker.exhibits import exhibits, scenarios_of
 from emulator.kvm.params import Bug, Notify
 from emulator.live_replay import random_way, replay_live, schedule_of, way_of_file
 from emulator.machine.gate import Schedule
@@ -98,11 +99,35 @@ def test_a_thread_that_is_preempted_or_moves_continues_where_it_left(scenario, b
     assert result.good
 
 
+@pytest.mark.parametrize("exhibit", list(exhibits()), ids=lambda e: e.id)
+def test_an_exhibit_of_the_museum_goes_on_processes_as_in_the_model(exhibit, tmp_path):
+    check(scenarios_of(exhibit)[0], stop_at_first=True).counterexample.save(tmp_path / "x.jsonl")
+    result = replay_live(way_of_file(tmp_path / "x.jsonl"), FREE_S)
+
+    assert same(result), result.to_text()
+    assert result.good
+
+
+def test_a_deadlock_is_refused_before_a_process_spins_on_it(tmp_path):
+    path = save(tmp_path / "stuck.jsonl", "interrupted-handler")
+
+    with pytest.raises(CounterexampleError, match=r"deadlock: irq0 waits .* not with --live"):
+        way_of_file(path)
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("memory", list(MemoryModel))
 def test_random_schedules_end_with_the_models_memory(seed, memory):
     rule = list(Notify)[seed]
     way = random_way(SCENARIOS["armed"].under(rule, memory=memory), seed)
+
+    assert same(result := replay_live(way, FREE_S)), result.to_text()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("scenario", ["hrtimer", "hlt-fastpath"])
+def test_random_schedules_of_other_axes_end_with_the_models_memory(scenario, seed):
+    way = random_way(SCENARIOS[scenario], seed)
 
     assert same(result := replay_live(way, FREE_S)), result.to_text()
 
