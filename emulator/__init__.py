@@ -18,9 +18,11 @@ cluster is the text that the checker explores: the checker makes generators of i
     report/       text for terminals and mails
     conformance/  golden cases against hardware/
     events.py     the words: kinds of event and their 32 bytes
+    order.py      every step of a run in one order, and its 64 bytes
     session.py    one `pirlab run`; saved.py reads it again
     suite.py      golden cases over two real processes
     live_replay.py, live_scenario.py   where checker and machine meet: a schedule on processes
+    live_path.py  the other way: is a recorded run a path of the model
     cli.py        the commands; proof.py has those that prove
 
 One interrupt walks through the rooms in a line:

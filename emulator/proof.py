@@ -15,7 +15,8 @@ import click
 from emulator.kvm.params import Bug, Notify
 
 RULES = click.Choice([rule.value for rule in Notify])
-BUGS = click.Choice([bug.value for bug in Bug if bug.value != "none"])
+BUGS = click.Choice([bug.value for bug in Bug])
+NO_BUG = Bug.NOTHING.value
 ROUNDS_MAX = 10_000_000  # of litmus: minutes, and a byte each in both processes
 EXIT_BROKEN = 1
 EXIT_USAGE = 2
@@ -61,7 +62,7 @@ def conformance(file: Path, live: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("scenario", required=False, metavar="[SCENARIO | CONFIG.yaml]")
+@click.argument("scenario", required=False, metavar="[SCENARIO | CONFIG.yaml | RUN]")
 @click.option("--list", "list_", is_flag=True, help="The scenarios there are, a question each.")
 @click.option("--rule", type=RULES, help="The notification rule, instead of the scenario's.")
 @click.option("--bug", "bugs", type=BUGS, multiple=True, help="Turn a museum switch on.")
@@ -78,6 +79,8 @@ def check(
     """Explore every interleaving of SCENARIO; show the shortest way to a broken claim (exit 1).
 
     CONFIG.yaml stands for the scenario that a live config corresponds to, for each of its cells.
+    RUN, the directory of a run with `record: {order: total}`: is what happened a path of the model,
+    or of the model under another --rule or --bug (`none`: without the run's own)?
     """
     from emulator.checker import MemoryModel, TooManyStatesError, list_scenarios, render
     from emulator.checker import check as explore
@@ -93,6 +96,12 @@ def check(
         return
     if scenario is None:
         refuse("check needs a SCENARIO; `pirlab check --list` names them")
+    if Path(scenario).is_dir():
+        if save or lines or state or fold or memory:
+            refuse(
+                "--memory, --save, --lines, --state and --fold go with a SCENARIO, not with a RUN"
+            )
+        sys.exit(check_live_run(scenario, rule, bugs, as_json=as_json))
     if scenario.endswith((".yaml", ".yml")):
         if save or lines or state or fold:
             refuse("--save, --lines, --state and --fold go with a SCENARIO, not with a config")
@@ -101,7 +110,7 @@ def check(
         verdict = explore(
             scenario,
             rule=Notify(rule) if rule else None,
-            bugs=[Bug(bug) for bug in bugs],
+            bugs=[Bug(bug) for bug in bugs if bug != NO_BUG],
             memory=MemoryModel(memory) if memory else None,
         )
         if save and verdict.counterexample:
@@ -135,7 +144,7 @@ def check_config(
             verdict = explore(
                 one.scenario,
                 rule=Notify(rule) if rule else None,
-                bugs=[Bug(bug) for bug in bugs],
+                bugs=[Bug(bug) for bug in bugs if bug != NO_BUG],
                 memory=MemoryModel(memory) if memory else None,
             )
             code = code if verdict.judgement.value == "holds" else EXIT_BROKEN
@@ -151,6 +160,30 @@ def check_config(
     if as_json:
         print_json({"schema": "pirlab-check-config/1", "config": path, "checks": told})
     return code
+
+
+def check_live_run(
+    directory: str, rule: str | None, bugs: tuple[str, ...], *, as_json: bool
+) -> int:
+    """`check` of a recorded run: is each of its cells a path of the model?  Exit code."""
+    import gc
+
+    from emulator.live_path import PathError, check_run, verdict_json, verdict_text
+
+    gc.disable()  # a million tuples without a cycle: the collector would only walk them
+    try:
+        cells = check_run(
+            Path(directory),
+            rule=Notify(rule) if rule else None,
+            bugs=frozenset(Bug(bug) for bug in bugs if bug != NO_BUG) if bugs else None,
+        )
+    except PathError as error:
+        refuse(str(error))
+    if as_json:
+        print_json(verdict_json(directory, cells))
+    else:
+        click.echo("\n".join(verdict_text(cell) for cell in cells))
+    return 0 if all(cell.is_path for cell in cells) else EXIT_BROKEN
 
 
 @click.command()

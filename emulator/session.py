@@ -21,7 +21,8 @@ from typing import Any, Final
 
 from emulator import __version__
 from emulator.config import evaluate, resolved_yaml
-from emulator.config.model import Cell, Expectation, Experiment
+from emulator.config.model import Cell, Expectation, Experiment, Order
+from emulator.live_path import write_order_header
 from emulator.machine.cluster import Cluster, RunResult
 from emulator.machine.errors import RunBroken
 from emulator.measure.facts import LoadFacts, RunFacts, write_facts
@@ -117,6 +118,8 @@ def run_cell(
     (directory / "log").mkdir(parents=True, exist_ok=True)
     status = directory / "status"
     status.write_text("running\n", encoding="utf-8")
+    if cell.order is Order.TOTAL:
+        write_order_header(directory, cell)
     result = execute(cell, directory, progress)
     facts = facts_of(cell, settings, directory, result)
     events = read_events(directory / "events.bin")
@@ -126,6 +129,8 @@ def run_cell(
     code = exit_code(summary, cell, matrix=experiment.matrix)
     reason = result.reason
     try:
+        if cell.order is Order.TOTAL:
+            write_order_header(directory, cell, {"status": result.status, **result.order_end})
         write_facts(directory, facts)
         write_results(directory, summary, text)
         write_hlog(

@@ -6,6 +6,7 @@
     scenario, catalogue, claims, coverage        what is asked, and what must have been seen
     verdict, exhibits, premises                  `check`, `museum`, `explain`
     counterexample, picture, walk                a way to a broken claim: saved, shown, followed
+    path, record_text, record_owned, record_memory    is a recorded live run a path of the model
 
 Imports `hardware` and `kvm`, never `machine`: nothing here decides what the protocol should do.
 """

@@ -68,6 +68,13 @@ class Arrival(Enum):
     POISSON = "poisson"  # exponential with mean 1/rate
 
 
+class Order(Enum):
+    """Which order of all processes' steps a run puts on record, for `pirlab check RUN`."""
+
+    NONE = "none"
+    TOTAL = "total"  # a shared ticket before and after each step: see `machine/ordered.py`
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vcpu:
     """One vCPU, and the pCPU it is pinned to."""
@@ -147,6 +154,7 @@ class Cell:
     kvm: Kvm
     run: Run
     expect: tuple[Expectation, ...]  # those whose `when` this cell meets
+    order: Order = Order.NONE
 
     @property
     def housekeeping(self) -> int | None:

@@ -17,6 +17,7 @@ from emulator.config.model import (
     Cell,
     Expectation,
     Fabric,
+    Order,
     Run,
     Vcpu,
     from_plain,
@@ -62,6 +63,7 @@ def resolve(document: dict[str, Any], chosen: dict[str, Any], report: Report) ->
             drain_ns=run["drain"],
         ),
         expect=expect,
+        order=Order(document["record"]["order"]),
     )
 
 

@@ -18,6 +18,7 @@ from emulator.config.model import (
     VIOLATIONS,
     Arrival,
     Fabric,
+    Order,
     Via,
 )
 from emulator.config.shape import (
@@ -220,6 +221,20 @@ EXPERIMENT: Final = Record(
             "cells to leave out: those that have all of an entry's values",
         ),
         "run": Field(_RUN, EMPTY, "how long, how often"),
+        "record": Field(
+            Record(
+                {
+                    "order": Field(
+                        words(Order),
+                        Order.NONE.value,
+                        "total: put every step on record with its place in one order of all "
+                        "processes, for `pirlab check RUN`; the run is slower for it",
+                    )
+                }
+            ),
+            EMPTY,
+            "what is put on record besides events",
+        ),
         "expect": Field(Items(EXPECTATION), [], "what must come out"),
     }
 )

@@ -44,7 +44,7 @@ from emulator.machine.fabric import (
     Fabric,
 )
 from emulator.machine.host import RUNTIME_PREFIX, check_host, runtime_root, traffic
-from emulator.machine.inhibitor import Inhibitor
+from emulator.machine.inhibitor import Inhibitor, InhibitorCpu
 from emulator.machine.memory import (
     H_T0,
     P_ARRIVED,
@@ -55,10 +55,13 @@ from emulator.machine.memory import (
     Memory,
     Shape,
 )
+from emulator.machine.ordered_senders import OrderedInhibitorCpu
 from emulator.machine.recorder import Drain
 from emulator.machine.stats import Stat
+from emulator.machine.steps import order_records, wants_order
 from emulator.machine.watchdog import Loss, Watchdog
 from emulator.machine.words import all_words
+from emulator.order import ORDER_FILE
 
 START_DEADLINE_S: Final = 30.0
 STOP_DEADLINE_S: Final = 10.0
@@ -82,6 +85,7 @@ class RunResult:
     floor_ns: list[int] = field(default_factory=list)
     counters: dict[str, Any] = field(default_factory=dict)
     dropped: int = 0
+    order_end: dict[str, Any] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
     start_s: float = 0.0  # how long start-up and stop took
     stop_s: float = 0.0
@@ -135,6 +139,7 @@ class Cluster:
             vcpus=len(cell.vcpus),
             devices=len(cell.devices),
             ring_records=1 << (16 if processes <= 16 else 14),
+            order_records=order_records(processes) if wants_order(cell) else 0,
         )
         self._memory = Memory.create(self.runtime / "memory", shape)
         self._words = all_words(self._memory)
@@ -146,7 +151,8 @@ class Cluster:
             posted_to = vcpu.index in hardware_posts_to
             words.reset(vcpu.pcpu, has_pi_sender=posted_to, suppressed=True)
             words.claim.store(1)
-        self._drain = Drain(self._memory, (self._run_dir / "events.bin").open("wb"))
+        order = (self._run_dir / ORDER_FILE).open("wb") if shape.order_records else None
+        self._drain = Drain(self._memory, (self._run_dir / "events.bin").open("wb"), order)
         self._watchdog = Watchdog(self._memory, cell)
         self._fabric = Fabric(self._memory, str(self.runtime), cell.fabric.value, "launcher")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -187,7 +193,8 @@ class Cluster:
         total = end - start
         assert self._fabric is not None
         inhibits = cell.kvm.apicv_inhibit_ns
-        inhibitor = Inhibitor(self._memory, self._fabric, cell, start) if inhibits else None
+        host = OrderedInhibitorCpu if wants_order(cell) else InhibitorCpu
+        inhibitor = Inhibitor(host(self._memory, self._fabric), cell, start) if inhibits else None
         while (now := monotonic_ns()) < end and not result.losses:
             fraction = max(0.0, (now - start) / total)
             self._progress(
@@ -402,6 +409,7 @@ class Cluster:
             "in_flight": 0,
         }  # fmt: skip
         self.result.dropped = self._drain.dropped()
+        self.result.order_end = self._drain.order_end()
 
     def salvage(self, reason: str) -> None:
         """A process died: keep what its ring and everybody else's holds."""

@@ -10,22 +10,23 @@ Open loop: due times follow from rate and seed.
 import os
 import time
 from time import monotonic_ns
-from typing import Final, cast
+from typing import Final
 
 from emulator.config.model import Cell, Load, Via
 from emulator.events import Event
 from emulator.guest.workload import DueTimes
 from emulator.hardware.senders import vtd_post
 from emulator.hardware.vectors import FIRST_DEVICE_VECTOR, POSTED_INTR_NESTED_VECTOR
-from emulator.kvm.cpu import Cpu
 from emulator.kvm.pid import vmx_pi_start_assignment
 from emulator.machine.controls import vcpus_with_pi_sender
 from emulator.machine.device_cpu import DeviceCpu
 from emulator.machine.errors import HostError, RunBroken
 from emulator.machine.fabric import CMD_CONNECT, CMD_QUIT, CMD_RUN, Fabric
 from emulator.machine.memory import H_T0, PHASE_LOAD, Memory
+from emulator.machine.ordered_senders import OrderedDeviceCpu
 from emulator.machine.pcpu import log, stream_of
 from emulator.machine.recorder import Recorder
+from emulator.machine.steps import wants_order
 
 SPIN_NS: Final = 200_000  # sleep up to here before a due time, then yield: a sleep is that coarse
 
@@ -76,9 +77,8 @@ class Device:
         self._device = device
         self._fabric = Fabric(memory, runtime, cell.fabric.value, f"device{device}")
         self._recorder = Recorder(memory, cell.pcpus + device)
-        self._cpu = DeviceCpu(memory, self._fabric, cell, device, self._recorder)
-        # What `vtd_post` and `vmx_pi_start_assignment` call is there; the rest of Cpu is not.
-        self._text = cast("Cpu", self._cpu)
+        kind = OrderedDeviceCpu if wants_order(cell) else DeviceCpu
+        self._cpu = kind(memory, self._fabric, cell, device, self._recorder)
 
     def main(self) -> None:
         """Obey the launcher until it says CMD_QUIT."""
@@ -136,7 +136,7 @@ class Device:
             # ref 0: the IOMMU takes it, no pCPU does.
             record = (monotonic_ns(), source.due, 0, Event.RAISE, load.vector)
             self._recorder.append((*record, cpu.source, target, 1 + load.index))
-            vtd_post(self._text, target, load.vector, load.urgent)
+            cpu.call(vtd_post, target, load.vector, load.urgent)
         else:
             pcpu = load.on_pcpus[source.turn % len(load.on_pcpus)]
             cpu.send(Event.RAISE, pcpu, vector, target)
@@ -147,9 +147,9 @@ class Device:
         log(f"{load.name}: assigned")
         self._cpu.cause = (0, 0)
         for vcpu in vcpus:
-            self._cpu.words[vcpu].has_pi_sender.store(1)
+            self._cpu.store_has_pi_sender(vcpu)
         for vcpu in vcpus:
-            vmx_pi_start_assignment(self._text, vcpu)
+            self._cpu.call(vmx_pi_start_assignment, vcpu)
 
     def _sleep_until(self, due: int) -> bool:
         """Wait for a due time; false if the load is over first."""

@@ -6,13 +6,15 @@ interrupts between two steps.  Events are those of `live`, recorded under the de
 """
 
 import os
+from collections.abc import Callable
 from time import monotonic_ns
-from typing import Final
+from typing import Final, cast
 
 from emulator.config.model import Cell
 from emulator.events import DEVICE_BASE, Event
 from emulator.hardware.cpu import Control
 from emulator.hardware.vectors import RESCHEDULE_VECTOR, Mode
+from emulator.kvm.cpu import Cpu
 from emulator.kvm.params import Request, TaskState
 from emulator.machine.descriptors import control_of
 from emulator.machine.fabric import VERSION, Fabric
@@ -33,6 +35,7 @@ class DeviceCpu:
         self, memory: Memory, fabric: Fabric, cell: Cell, device: int, recorder: Recorder
     ) -> None:
         self.kvm = cell.kvm
+        self.process = cell.pcpus + device  # among those of the run, for its rings
         self.source = DEVICE_BASE + device
         self.words = all_words(memory)
         self.cause = (0, 0)  # what the post under way is for: (load, due ns)
@@ -51,6 +54,14 @@ class DeviceCpu:
         self._note((begin, arg, ref, kind, vector, self.source, vcpu, load))
         # The I/O thread that carries the message may be waiting for this very core.
         os.sched_yield()
+
+    def call(self, text: Callable[..., None], *args: int) -> None:
+        """Run a function of the protocol text on this CPU."""
+        text(cast("Cpu", self), *args)  # what it calls is there; the rest of Cpu is not
+
+    def store_has_pi_sender(self, vcpu: int) -> None:
+        """The VM of `vcpu` has been given a device."""
+        self.words[vcpu].has_pi_sender.store(1)
 
     # -- hardware/cpu.py ---------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ kicks are numbered 0: they are host work, and no sender's of the account.
 Before: `cluster`.  Next: `kvm/apicv` on each vCPU's own pCPU.
 """
 
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import cast
 
@@ -27,6 +28,10 @@ class InhibitorCpu:
         self._inhibited = memory.u32(H_APICV_INHIBITED)
         self._fabric = fabric
 
+    def call(self, text: Callable[..., None], *args: int) -> None:
+        """Run a function of the protocol text on this CPU."""
+        text(cast("Cpu", self), *args)  # what it calls is there; the rest of Cpu is not
+
     def store_apicv_inhibited(self, inhibited: bool) -> None:
         self._inhibited.store(inhibited)
 
@@ -46,9 +51,9 @@ class InhibitorCpu:
 class Inhibitor:
     """Call `look()` regularly: a phase is as exact as that."""
 
-    def __init__(self, memory: Memory, fabric: Fabric, cell: Cell, start: int) -> None:
+    def __init__(self, cpu: InhibitorCpu, cell: Cell, start: int) -> None:
         """`start`: when the load does, ns."""
-        self._text = cast("Cpu", InhibitorCpu(memory, fabric))
+        self._cpu = cpu
         self._vcpus = len(cell.vcpus)
         self._phase_ns = cell.kvm.apicv_inhibit_ns
         self._start = start
@@ -59,4 +64,4 @@ class Inhibitor:
         wanted = max(0, monotonic_ns() - self._start) // self._phase_ns % 2 == 1
         if wanted != self._inhibits:
             self._inhibits = wanted
-            kvm_set_or_clear_apicv_inhibit(self._text, wanted, self._vcpus)
+            self._cpu.call(kvm_set_or_clear_apicv_inhibit, wanted, self._vcpus)

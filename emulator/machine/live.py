@@ -346,7 +346,11 @@ class LiveCpu(Timers):
             and not self.stopping
         ):
             self.at_safe_point = False  # in mid-function: this stack must be gone back to
-            preempt_schedule(self, self.running)
+            self.preempt()
+
+    def preempt(self) -> None:
+        """The slice of this pCPU's thread is over."""
+        preempt_schedule(self, self.running)
 
     def set_slice(self, end: int) -> None:
         """The current thread's time runs until `end`, ns; 0: for ever."""

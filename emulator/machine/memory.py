@@ -7,6 +7,7 @@ Layout, all fields aligned, what different CPUs write in different cache lines:
     per vCPU        4 KiB       PI descriptor (64 bytes, bit-exact) | struct kvm_vcpu | timer
     per vCPU        one page    virtual-APIC page (SDM 29.1.1)
     per process     a ring      head | tail, dropped | 32-byte event records
+    and launcher    a ring      head, open step | tail, dropped | 64-byte steps, if in order
 
 The file lies in the shared-memory file system in a 0700 directory of the run's own
 (`multiprocessing.shared_memory` would destroy the segment when any process of 3.11 exits).
@@ -26,6 +27,7 @@ from atomicshm import AtomicU32, AtomicU64, AtomicView, fence
 from emulator.events import RECORD_BYTES
 from emulator.hardware.apicv import PAGE_BYTES, VIRR, VISR, ApicPage
 from emulator.machine.errors import HostError
+from emulator.order import ORDER_BYTES
 
 MAGIC: Final = 0x31424C5249500001  # "PIRLB1", layout 1
 PAGE: Final = 4096
@@ -34,10 +36,10 @@ VCPU_BYTES: Final = 4096
 RING_HEADER_BYTES: Final = 128
 
 # header
-H_MAGIC, H_PCPUS, H_VCPUS, H_DEVICES, H_RING = 0, 8, 16, 24, 32
+H_MAGIC, H_PCPUS, H_VCPUS, H_DEVICES, H_RING, H_ORDER = 0, 8, 16, 24, 32, 40
 H_PHASE: Final = 64
 H_T0: Final = 128  # CLOCK_MONOTONIC ns at which load due times start
-H_TICKET: Final = 192
+H_TICKET: Final = 192  # tickets taken, see `ordered`
 H_APICV_INHIBITED: Final = 256  # 1 while the host's VMs may not use APICv
 
 # per pCPU
@@ -92,12 +94,13 @@ PHASE_DRAIN: Final = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """How many of each; `ring_records` is a power of two."""
+    """How many of each; `ring_records` and `order_records` (or 0) are powers of two."""
 
     pcpus: int
     vcpus: int
     devices: int
     ring_records: int
+    order_records: int = 0
 
     @property
     def processes(self) -> int:
@@ -125,8 +128,16 @@ class Shape:
         return RING_HEADER_BYTES + self.ring_records * RECORD_BYTES
 
     @property
-    def size(self) -> int:
+    def order_base(self) -> int:
         return self.ring_base + self.processes * self.ring_bytes
+
+    @property
+    def order_bytes(self) -> int:
+        return RING_HEADER_BYTES + self.order_records * ORDER_BYTES if self.order_records else 0
+
+    @property
+    def size(self) -> int:
+        return self.order_base + (self.processes + 1) * self.order_bytes
 
 
 class SharedApicPage(ApicPage):
@@ -242,6 +253,7 @@ class Memory:
             (H_VCPUS, shape.vcpus),
             (H_DEVICES, shape.devices),
             (H_RING, shape.ring_records),
+            (H_ORDER, shape.order_records),
             (H_MAGIC, MAGIC),
         ):
             store(offset, value)
@@ -252,11 +264,14 @@ class Memory:
         """Map an existing file.  ValueError if it is not one of ours."""
         fd = os.open(path, os.O_RDWR)
         try:
-            head = os.pread(fd, 40, 0)
-            words = [int.from_bytes(head[i : i + 8], "little") for i in range(0, 40, 8)]
-            if len(head) < 40 or words[0] != MAGIC:
+            head = os.pread(fd, 48, 0)
+            words = [int.from_bytes(head[i : i + 8], "little") for i in range(0, 48, 8)]
+            if len(head) < 48 or words[0] != MAGIC:
                 raise ValueError(f"{path}: not a pirlab memory file of this version")
-            shape = Shape(pcpus=words[1], vcpus=words[2], devices=words[3], ring_records=words[4])
+            _, pcpus, vcpus, devices, ring, order = words
+            shape = Shape(
+                pcpus=pcpus, vcpus=vcpus, devices=devices, ring_records=ring, order_records=order
+            )
             return cls(fd, shape)
         finally:
             os.close(fd)
@@ -278,6 +293,10 @@ class Memory:
     def ring(self, process: int) -> int:
         """The offset of a process's ring; pCPUs first, then devices."""
         return self.shape.ring_base + process * self.shape.ring_bytes
+
+    def order_ring(self, process: int) -> int:
+        """The offset of a process's ring of steps, the launcher's last, if there are any."""
+        return self.shape.order_base + process * self.shape.order_bytes
 
     def virr(self, vcpu: int) -> int:
         """A vCPU's VIRR as last written back, 256 bits."""

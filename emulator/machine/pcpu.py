@@ -31,7 +31,9 @@ from emulator.machine.fabric import (
 from emulator.machine.linker import link_text
 from emulator.machine.live import LiveCpu
 from emulator.machine.memory import H_T0, P_ARRIVED, P_RUNG, PHASE_LOAD, Memory
+from emulator.machine.ordered import OrderedCpu
 from emulator.machine.recorder import Recorder
+from emulator.machine.steps import wants_order
 
 PING_DEADLINE_NS: Final = 2_000_000_000
 BUSY_NS: Final = 18_000  # from an arrival to the answer, and from a send to the next PAUSE
@@ -193,6 +195,8 @@ class Pcpu:
 
 def cpu_class(cell: Cell) -> type[LiveCpu]:
     """Which pCPUs a run has."""
+    if wants_order(cell):
+        return OrderedCpu
     return AuditedCpu if wants_audit(cell) else LiveCpu
 
 

@@ -9,12 +9,14 @@ Layout of a record: `emulator/events.py`.
 """
 
 import os
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from emulator.events import RECORD, RECORD_BYTES
-from emulator.machine.memory import RING_HEADER_BYTES, Memory
+from emulator.machine.memory import H_TICKET, RING_HEADER_BYTES, Memory
+from emulator.order import ORDER_BYTES
 
 R_HEAD: Final = 0
+R_OPEN: Final = 8  # of a ring of steps: the ticket before the step under way, 0 between two
 R_TAIL: Final = 64
 R_DROPPED: Final = 72
 PENDING_MAX: Final = 128
@@ -59,33 +61,56 @@ class Recorder:
 class Drain:
     """The consumer's end: every ring of a run into one file."""
 
-    def __init__(self, memory: Memory, out: BinaryIO) -> None:
+    def __init__(self, memory: Memory, out: BinaryIO, order: BinaryIO | None = None) -> None:
+        """The rings of events go to `out`, those of steps (`machine/ordered`) to `order`."""
         self._memory = memory
         self._out = out
-        self._rings = [memory.ring(i) for i in range(memory.shape.processes)]
+        shape = memory.shape
+        self._rings = [memory.ring(i) for i in range(shape.processes)]
+        self._order = order
+        self._order_rings = (
+            [memory.order_ring(i) for i in range(shape.processes + 1)] if order else []
+        )
         self.events = 0
 
     def drain(self) -> int:
-        """Move what has been published; the number of records.  OSError if the disk is full."""
-        moved = 0
-        view, buffer = self._memory.view, self._memory.buffer
-        capacity = self._memory.shape.ring_records
-        for ring in self._rings:
-            head, tail = view.load_u64(ring + R_HEAD), view.load_u64(ring + R_TAIL)
-            while tail < head:
-                at = tail % capacity
-                n = min(head - tail, capacity - at)
-                start = ring + RING_HEADER_BYTES + at * RECORD_BYTES
-                self._out.write(buffer[start : start + n * RECORD_BYTES])
-                tail += n
-                moved += n
-            view.store_u64(ring + R_TAIL, tail)
+        """Move what has been published; the number of events.  OSError if the disk is full."""
+        shape = self._memory.shape
+        moved = sum(
+            self._move(ring, self._out, shape.ring_records, RECORD_BYTES) for ring in self._rings
+        )
+        if self._order is not None:
+            for ring in self._order_rings:
+                self._move(ring, self._order, shape.order_records, ORDER_BYTES)
         self.events += moved
+        return moved
+
+    def _move(self, ring: int, out: BinaryIO, capacity: int, size: int) -> int:
+        """Move what one ring has published; the number of records."""
+        view, buffer = self._memory.view, self._memory.buffer
+        head, tail = view.load_u64(ring + R_HEAD), view.load_u64(ring + R_TAIL)
+        moved = head - tail
+        while tail < head:
+            at = tail % capacity
+            n = min(head - tail, capacity - at)
+            start = ring + RING_HEADER_BYTES + at * size
+            out.write(buffer[start : start + n * size])
+            tail += n
+        view.store_u64(ring + R_TAIL, tail)
         return moved
 
     def dropped(self) -> int:
         """Records that did not fit, over all processes."""
         return sum(self._memory.view.load_u64(ring + R_DROPPED) for ring in self._rings)
+
+    def order_end(self) -> dict[str, Any]:
+        """How the record of steps ended: what was dropped, the step that each process was in."""
+        load = self._memory.view.load_u64
+        return {
+            "dropped": sum(load(ring + R_DROPPED) for ring in self._order_rings),
+            "open": [load(ring + R_OPEN) for ring in self._order_rings],
+            "tickets": load(H_TICKET),
+        }
 
     def write(self, record: bytes) -> None:
         """Append a record of the launcher's own."""
@@ -93,6 +118,8 @@ class Drain:
         self.events += 1
 
     def close(self) -> None:
-        self._out.flush()
-        os.fsync(self._out.fileno())
-        self._out.close()
+        for file in (self._out, self._order):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
