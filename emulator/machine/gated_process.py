@@ -11,7 +11,6 @@ import ctypes
 import gc
 import os
 import shutil
-import signal
 import sys
 import time
 import traceback
@@ -29,7 +28,7 @@ from emulator.machine.fabric import Fabric
 from emulator.machine.gate import DivergedError, Gate, Schedule, Stopped
 from emulator.machine.gated import GatedCpu
 from emulator.machine.memory import Memory
-from emulator.machine.nursery import PR_SET_PDEATHSIG, PR_SET_TIMERSLACK, bury
+from emulator.machine.nursery import PR_SET_TIMERSLACK, bury, die_with
 
 TICK_S: Final = 0.005
 CALLS: Final[dict[str, Callable[..., None]]] = {
@@ -63,11 +62,12 @@ def nursery(
     gc.freeze()
     gc.disable()
     children: dict[int, str] = {}
+    parent = os.getpid()
     for name, end in ends.items():
         pid = os.fork()
         if pid == 0:
+            die_with(parent)
             link.close()
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             libc.prctl(PR_SET_TIMERSLACK, 1)
             setproctitle.setproctitle(f"pirlab {name} (replay)")
             os._exit(process_main(name, end, memory, schedule, str(runtime)))

@@ -157,7 +157,7 @@ class _Names(ast.NodeTransformer):
 
 
 def _looked_up_once(body: list[ast.stmt], parameters: list[str]) -> list[ast.stmt]:
-    """`cpu.words[vcpu]`, and its descriptor: they never change, so one look at the start will do."""
+    """`cpu.words[vcpu]` and its descriptor never change: one look at the start will do."""
     if parameters != ["cpu", "vcpu"]:
         return body
     looks: list[ast.stmt] = []

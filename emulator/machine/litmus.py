@@ -7,7 +7,6 @@ The stores here are plain ones (`RELAXED`), the fence is the live run's `smp_mb(
 The model's opinion of the same pair: scenario `entry-barrier`.
 """
 
-import ctypes
 import os
 import shutil
 import signal
@@ -26,7 +25,7 @@ from atomicshm import RELAXED, RELEASE
 from emulator.machine.errors import RunBroken
 from emulator.machine.host import runtime_root
 from emulator.machine.memory import V_CONTROL, V_MODE, Memory, Shape, smp_mb
-from emulator.machine.nursery import PR_SET_PDEATHSIG
+from emulator.machine.nursery import die_with
 
 SCHEMA: Final = "pirlab-litmus/1"
 STUCK_S: Final = 20.0  # one has waited so long for the other: it is gone
@@ -147,8 +146,10 @@ def _run_variant(memory: Memory, variant: Variant, rounds: int) -> Counter[str]:
     for word in (H_VCPU, H_SENDER):
         memory.view.store_u64(word, 0)
     ours, theirs = Pipe()
+    vcpu_side = os.getpid()
     sender = os.fork()
     if sender == 0:
+        die_with(vcpu_side)
         os._exit(_sender_main(memory, variant, rounds, theirs.send_bytes))
     theirs.close()
     try:
@@ -170,7 +171,6 @@ def _sender_main(
     memory: Memory, variant: Variant, rounds: int, send: Callable[[bytes], None]
 ) -> int:
     try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         setproctitle.setproctitle("pirlab sender (litmus)")
         send(_sender_side(memory, variant, rounds))
     except BaseException:  # noqa: BLE001  a forked process must not return into its caller's text

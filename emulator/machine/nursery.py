@@ -49,10 +49,12 @@ def main() -> None:
     gc.freeze()
     gc.disable()
     children: dict[int, str] = {}
+    parent = os.getpid()
     for role, count in (("pcpu", cell.pcpus), ("device", len(cell.devices))):
         for index in range(count):
             pid = os.fork()
             if pid == 0:
+                die_with(parent)
                 link.close()
                 os._exit(child(libc, memory, cell, runtime, run_dir, role, index))
             children[pid] = f"{role}{index}"
@@ -72,7 +74,6 @@ def child(
     """One process of the run; its exit status."""
     status = 1
     try:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         libc.prctl(PR_SET_TIMERSLACK, 1)
         setproctitle.setproctitle(f"pirlab {role} {index} ({cell.name})")
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -88,6 +89,13 @@ def child(
         traceback.print_exc()
         sys.stderr.flush()
     return status
+
+
+def die_with(parent: int) -> None:
+    """End this process when process `parent` ends, or now if it has."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before we could ask to be told
+        os._exit(1)
 
 
 def watch(link: socket.socket, children: dict[int, str]) -> None:

@@ -13,11 +13,9 @@ Next: `emulator/suite` puts golden cases to a pair.
 """
 
 import contextlib
-import ctypes
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -43,7 +41,7 @@ from emulator.machine.errors import RunBroken
 from emulator.machine.fabric import CMD_CONNECT, CMD_QUIT, CMD_RUN, VERSION, Fabric, Message
 from emulator.machine.host import RUNTIME_PREFIX, runtime_root
 from emulator.machine.memory import Memory, Shape
-from emulator.machine.nursery import PR_SET_PDEATHSIG
+from emulator.machine.nursery import die_with
 from emulator.machine.processor import DELIVER, IDLE_MAX_S
 from emulator.machine.recorder import Recorder
 
@@ -177,9 +175,7 @@ def ignore(_vector: int) -> None:
 
 def enlist(runtime: str, pcpu: int, launcher: int) -> SuiteCpu:
     """Become one of a pair, that lives no longer than process `launcher`; report for duty."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:  # it went before we could ask to be told
-        os._exit(1)
+    die_with(launcher)
     setproctitle.setproctitle(f"pirlab pcpu {pcpu} (suite, {ROLES[pcpu]})")
     memory = Memory.open(Path(runtime, "memory"))
     cpu = SuiteCpu(memory, Fabric(memory, runtime, CELL.fabric.value, f"pcpu{pcpu}"), pcpu)

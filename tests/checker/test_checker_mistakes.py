@@ -24,7 +24,7 @@ def pirlab(*args: object):
         (["check"], "check needs a SCENARIO"),
         (["check", "nosuch"], "no scenario 'nosuch'; there are: base, "),
         (["check", "base", "--rule", "kvm-v9"], "'kvm-v9' is not one of 'kvm-v3.10'"),
-        (["check", "base", "--bug", "B99"], "'B99' is not one of 'B03'"),
+        (["check", "base", "--bug", "B99"], "'B99' is not one of 'none', 'B03'"),
         (["check", "base", "--memory", "pso"], "'pso' is not one of 'sc', 'tso'"),
         (["check", "base", "extra"], "unexpected extra argument (extra)"),
         (["check", "two-vcpus"], "two-vcpus: too wide to explore"),

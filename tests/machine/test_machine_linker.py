@@ -7,6 +7,7 @@ runs of it must record the same events at the same ticks.
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -268,7 +269,7 @@ def test_a_traceback_names_the_line_of_the_text():
 
     linked = Linker(Broken, Kvm()).function(vcpu_run)
     cpu = Broken.__new__(Broken)
-    cpu.words = [None]
+    cpu.words = [SimpleNamespace(desc=None)]
     with pytest.raises(AttributeError) as caught:
         linked(cpu, 0)
 
