@@ -40,6 +40,12 @@ _OTHER_NAMES: Final = (  # expressions with names of their own, or that leave an
 )  # fmt: skip
 
 
+_NEVER_CHANGE: Final = (
+    ("words_of_vcpu", "cpu.words[vcpu]"),
+    ("desc_of_vcpu", "words_of_vcpu.desc"),
+)
+
+
 class Text(NamedTuple):
     """What a pCPU executes: `vcpu_run(cpu, vcpu)`, `do_irq(cpu, vector)`, its guests' code."""
 
@@ -125,8 +131,9 @@ class Linker:
 
     def _compile(self, function: FunctionType, name: str, tree: ast.FunctionDef) -> Any:
         arguments = [at(tree, ast.arg(arg.arg)) for arg in tree.args.args]
-        body = [_Names(self).visit(copied(s)) for s in tree.body] or [at(tree, ast.Pass())]
-        body = _looked_up_once(body, [arg.arg for arg in tree.args.args])
+        last = _Last(self, [arg.arg for arg in tree.args.args])
+        body = [last.visit(copied(s)) for s in tree.body] or [at(tree, ast.Pass())]
+        body = [*last.looks(body[0]), *body]
         whole = ast.FunctionDef(
             name, ast.arguments([], arguments, None, [], [], None, []), body, [], None
         )
@@ -138,11 +145,13 @@ class Linker:
         return linked
 
 
-class _Names(ast.NodeTransformer):
-    """The last pass: what compile() takes for no constant gets a name in the namespace."""
+class _Last(ast.NodeTransformer):
+    """The last pass: names for what compile() takes for no constant, and for what never changes."""
 
-    def __init__(self, linker: Linker) -> None:
+    def __init__(self, linker: Linker, parameters: list[str]) -> None:
         self._linker = linker
+        self._of_a_vcpu = parameters == ["cpu", "vcpu"]
+        self._found: set[str] = set()
 
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
         value: object = node.value
@@ -155,36 +164,34 @@ class _Names(ast.NodeTransformer):
             name = self._linker.name_of(text, class_of_first(text, self._linker.cpu_class))
         return at(node, ast.Name(name, ast.Load()))
 
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        self.generic_visit(node)
+        match node:
+            case ast.Subscript(
+                value=ast.Attribute(value=ast.Name(id="cpu"), attr="words"),
+                slice=ast.Name(id="vcpu"),
+            ) if self._of_a_vcpu:
+                return self._look("words_of_vcpu", node)
+        return node
 
-def _looked_up_once(body: list[ast.stmt], parameters: list[str]) -> list[ast.stmt]:
-    """`cpu.words[vcpu]` and its descriptor never change: one look at the start will do."""
-    if parameters != ["cpu", "vcpu"]:
-        return body
-    looks: list[ast.stmt] = []
-    for name, path in (
-        ("words_of_vcpu", "cpu.words[vcpu]"),
-        ("desc_of_vcpu", "words_of_vcpu.desc"),
-    ):
-        once = _Once(path, name)
-        body = [once.visit(statement) for statement in body]
-        if once.found:
-            looks.append(instance(ast.parse(f"{name} = {path}").body[0], {}, body[0]))
-    return looks + body
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        self.generic_visit(node)
+        match node:
+            case ast.Attribute(value=ast.Name(id="words_of_vcpu"), attr="desc"):
+                return self._look("desc_of_vcpu", node)
+        return node
 
+    def _look(self, name: str, node: ast.expr) -> ast.expr:
+        self._found.add(name)
+        return at(node, ast.Name(name, ast.Load()))
 
-class _Once(ast.NodeTransformer):
-    """A name for an expression."""
-
-    def __init__(self, path: str, name: str) -> None:
-        self._what = ast.dump(ast.parse(path, mode="eval").body)
-        self._name = name
-        self.found = False
-
-    def visit(self, node: ast.AST) -> Any:
-        if isinstance(node, ast.Subscript | ast.Attribute) and ast.dump(node) == self._what:
-            self.found = True
-            return at(node, ast.Name(self._name, ast.Load()))
-        return super().visit(node)
+    def looks(self, where: ast.stmt) -> list[ast.stmt]:
+        """`cpu.words[vcpu]` and its descriptor never change: one look at the start will do."""
+        return [
+            instance(ast.parse(f"{name} = {path}").body[0], {}, where)
+            for name, path in _NEVER_CHANGE
+            if name in self._found
+        ]
 
 
 def _is_plain(tree: ast.FunctionDef) -> bool:
