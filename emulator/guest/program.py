@@ -184,11 +184,6 @@ class Guest:
         self.workload.timer_fired(self._armed_load)
         self.armed = 0
 
-    def skip_instruction(self) -> None:
-        """The VMM emulated the instruction that exited."""
-        self.pc += 1
-        self.processor.guest.skip_instruction()
-
     def save(self) -> list[Any]:
         """Where it stands, as plain data: what moves with the vCPU to another pCPU."""
         return [

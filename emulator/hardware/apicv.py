@@ -1,7 +1,8 @@
 """The virtual APIC: the page, RVI and SVI, and the manual's primitive operations on them.
 
 Pure, and one processor's own: what another CPU could see goes through `cpu` (`hardware/cpu.py`).
-VISR and VIRR change only through the page's methods, so that a world may keep them elsewhere.
+VISR, VIRR and VPPR change only by the page's methods and `vppr`, so that a world may keep them
+elsewhere.
 Before: `hardware/posted` has merged PIR into VIRR.  Next: `hardware/vmx` delivers at a boundary.
 SDM vol. 3, 29.1 (state), 29.2 (evaluation and delivery), 29.3 to 29.5 (TPR, EOI, self-IPI).
 """
@@ -38,6 +39,15 @@ class ApicPage:
         self.words = self.mem.cast("I")
         self._visr = self.mem[VISR : VISR + _REGISTERS]
         self._virr = self.mem[VIRR : VIRR + _REGISTERS]
+
+    @property
+    def vppr(self) -> int:
+        """The dword at VPPR."""
+        return self.words[VPPR >> 2]
+
+    @vppr.setter
+    def vppr(self, value: int) -> None:
+        self.words[VPPR >> 2] = value
 
     def set_bit(self, base: int, vector: int) -> None:
         """VISR[vector] or VIRR[vector] := 1.  `base` is VISR or VIRR."""
@@ -129,10 +139,10 @@ class VirtualApic:
 
     def ppr_virtualization(self) -> None:
         """SDM 29.1.3.  On VM entry, TPR and EOI virtualization, and on nothing else."""
-        words = self.page.words
-        vtpr = words[VTPR >> 2]
+        page = self.page
+        vtpr = page.words[VTPR >> 2]
         svi = self.svi
-        words[VPPR >> 2] = vtpr & 0xFF if vtpr & 0xF0 >= svi & 0xF0 else svi & 0xF0
+        page.vppr = vtpr & 0xFF if vtpr & 0xF0 >= svi & 0xF0 else svi & 0xF0
 
     def evaluate(self) -> None:
         """Evaluation of pending virtual interrupts, SDM 29.2.1.
@@ -140,16 +150,15 @@ class VirtualApic:
         IF and the shadows have no say here: they hold back delivery, not recognition.
         """
         self.recognised = (
-            self.rvi & 0xF0 > self.page.words[VPPR >> 2] & 0xF0
-            and not self.interrupt_window_exiting
+            self.rvi & 0xF0 > self.page.vppr & 0xF0 and not self.interrupt_window_exiting
         )
 
     def ppr_and_evaluation(self) -> None:
         """Both in one call: what VM entry, TPR and EOI virtualization end with."""
-        words = self.page.words
-        vtpr = words[VTPR >> 2]
+        page = self.page
+        vtpr = page.words[VTPR >> 2]
         svi_class = self.svi & 0xF0
-        vppr = words[VPPR >> 2] = vtpr & 0xFF if vtpr & 0xF0 >= svi_class else svi_class
+        vppr = page.vppr = vtpr & 0xFF if vtpr & 0xF0 >= svi_class else svi_class
         self.recognised = self.rvi & 0xF0 > vppr & 0xF0 and not self.interrupt_window_exiting
 
     def tpr_virtualization(self) -> bool:
@@ -188,7 +197,7 @@ class VirtualApic:
         page = self.page
         vector = self.rvi
         self.svi = vector
-        page.words[VPPR >> 2] = vector & 0xF0
+        page.vppr = vector & 0xF0
         self.rvi = page.take(vector)
         self.recognised = False
         return vector

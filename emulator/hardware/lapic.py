@@ -12,7 +12,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-from emulator.hardware.vectors import FIRST_LEGAL_VECTOR
+from emulator.hardware.vectors import BIT, FIRST_LEGAL_VECTOR
 
 SEND_ILLEGAL_VECTOR: Final = 1 << 5  # error status register, SDM 10.5.3
 RECEIVE_ILLEGAL_VECTOR: Final = 1 << 6
@@ -101,7 +101,7 @@ class LocalApic:
         if vector < FIRST_LEGAL_VECTOR:
             self.error |= RECEIVE_ILLEGAL_VECTOR
             return False
-        bit = 1 << vector
+        bit = BIT[vector]
         if self.irr & bit:
             return False
         self.irr |= bit
@@ -130,7 +130,7 @@ class LocalApic:
     def acknowledge(self) -> int:
         """INTA: the presented vector moves from IRR to ISR.  Only after `pending()` said so."""
         vector = self.irr.bit_length() - 1
-        bit = 1 << vector
+        bit = BIT[vector]
         self.irr ^= bit
         self.isr |= bit
         return vector
@@ -139,7 +139,7 @@ class LocalApic:
         """A write to the EOI register: the highest vector in service is done, SDM 10.8.5."""
         isr = self.isr
         if isr:
-            self.isr = isr ^ 1 << isr.bit_length() - 1
+            self.isr = isr ^ BIT[isr.bit_length() - 1]
 
     @property
     def cr8(self) -> int:

@@ -16,6 +16,10 @@ FIRST_DEVICE_VECTOR: Final = 0x22  # host vectors of devices in remapped mode st
 
 FIRST_LEGAL_VECTOR: Final = 0x10  # 0..15 are illegal in the APIC
 
+# A vector's place in a 256-bit register, and all the others: looked up in half the time of a shift.
+BIT: Final = tuple(1 << vector for vector in range(256))
+OTHERS: Final = tuple(~bit & (1 << 256) - 1 for bit in BIT)
+
 MSR_TSC_DEADLINE: Final = 0x6E0
 MSR_X2APIC_TPR: Final = 0x808
 MSR_X2APIC_EOI: Final = 0x80B

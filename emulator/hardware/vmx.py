@@ -37,7 +37,7 @@ TPR_BELOW_THRESHOLD: Final = int(ExitReason.TPR_BELOW_THRESHOLD)
 
 # Looking up an enumeration's member costs as much as a call: the boundary has its own names.
 _ACTIVE: Final = Activity.ACTIVE
-_SHUTDOWN: Final = Activity.SHUTDOWN
+_DEAF: Final = (Activity.SHUTDOWN, Activity.WAIT_FOR_SIPI)
 _WAIT_FOR_SIPI: Final = Activity.WAIT_FOR_SIPI
 _MWAIT: Final = Activity.MWAIT
 
@@ -126,7 +126,8 @@ class LogicalProcessor:
             vapic.svi = vmcs.svi
             vapic.eoi_exit_bitmap = vmcs.eoi_exit_bitmap
             vapic.ppr_and_evaluation()
-        if vmcs.entry_interruption_info & INFO_VALID:
+        info = vmcs.entry_interruption_info
+        if info and info & INFO_VALID:
             self._inject(vmcs)
         if vapic.virtual_interrupt_delivery:
             return None
@@ -178,8 +179,7 @@ class LogicalProcessor:
         if (
             guest.interrupt_flag
             and not guest.interruptibility
-            and activity is not _SHUTDOWN
-            and activity is not _WAIT_FOR_SIPI
+            and (activity is _ACTIVE or activity not in _DEAF)
         ):
             if vapic.interrupt_window_exiting:
                 return self.vm_exit(INTERRUPT_WINDOW)

@@ -9,6 +9,7 @@ from typing import Final
 
 from emulator.events import Event
 from emulator.hardware.cpu import Control
+from emulator.hardware.vectors import BIT
 from emulator.machine.processor import Processor
 
 ON: Final = 1
@@ -41,7 +42,7 @@ class Descriptors(Processor):
     # -- the PI descriptor -------------------------------------------------------------------------
 
     def pi_test_and_set_pir(self, vcpu: int, vector: int) -> bool:
-        mask = 1 << (vector & 63)
+        mask = BIT[vector & 63]
         was = self.words[vcpu].desc.set_pir[vector >> 6](mask) & mask
         self.note_post(vcpu, vector, was)
         if self.irqs_on:
@@ -130,7 +131,7 @@ class Descriptors(Processor):
             self.harvests += 1
             flags = 0 if self.lp.in_root else 1
             now = monotonic_ns()
-            if found == 1 << highest and not before & found:
+            if found == BIT[highest] and not before & found:
                 self.note((now, flags, 0, SYNC, highest, self.pcpu, vcpu, 0))
             else:
                 self._note_syncs(now, flags, vcpu, found, before)

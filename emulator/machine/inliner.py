@@ -15,6 +15,7 @@ from enum import Enum, IntEnum
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from emulator.guest.program import Guest
 from emulator.hardware.apicv import VirtualApic
 from emulator.hardware.lapic import LocalApic
 from emulator.hardware.vmx import LogicalProcessor
@@ -50,6 +51,7 @@ _TYPES: Final[dict[str, type]] = {
     "lapic": LocalApic,
     "page": SharedApicPage,
     "desc": PiDesc,
+    "guest": Guest,  # GuestState, which has the name too, has nothing to call there
     "p": LogicalProcessor,
     "processor": LogicalProcessor,
 }

@@ -25,7 +25,8 @@ from typing import Final
 from atomicshm import AtomicU32, AtomicU64, AtomicView, fence
 
 from emulator.events import RECORD_BYTES
-from emulator.hardware.apicv import PAGE_BYTES, VIRR, VISR, ApicPage
+from emulator.hardware.apicv import PAGE_BYTES, VIRR, VISR, VPPR, ApicPage
+from emulator.hardware.vectors import BIT, OTHERS
 from emulator.machine.errors import HostError
 from emulator.order import ORDER_BYTES
 
@@ -141,14 +142,14 @@ class Shape:
 
 
 class SharedApicPage(ApicPage):
-    """A vCPU's virtual-APIC page in the mapped file, VISR and VIRR held by the pCPU that runs it.
+    """A vCPU's virtual-APIC page in the mapped file, some of it held by the pCPU that runs it.
 
-    Between load and put only that pCPU touches the two (invariant I7), as a processor may keep
-    them: here as two integers, because each bit operation on shared memory costs as much as a
+    Between load and put only that pCPU touches VISR, VIRR and VPPR (invariant I7), as a processor
+    may keep them: here as integers, because each bit operation on shared memory costs as much as a
     step.  `write_back()` puts them where the next pCPU and the launcher read them.
     """
 
-    __slots__ = ("_at", "_buffer", "_written", "virr", "visr")
+    __slots__ = ("_at", "_buffer", "_written", "virr", "visr", "vppr")
 
     def __init__(self, memory: "Memory", vcpu: int) -> None:
         base = memory.shape.page_base + vcpu * PAGE_BYTES
@@ -162,17 +163,19 @@ class SharedApicPage(ApicPage):
         at = self._at
         self.virr = int.from_bytes(self._buffer[at : at + 32], "little")
         self.visr = int.from_bytes(self._buffer[at + 32 : at + 64], "little")
-        self._written = (self.virr, self.visr)
+        self.vppr: int = self.words[VPPR >> 2]
+        self._written = (self.virr, self.visr, self.vppr)
 
     def write_back(self) -> None:
-        """Publish VISR and VIRR if they have changed."""
-        now = (self.virr, self.visr)
+        """Publish VISR, VIRR and VPPR if they have changed."""
+        now = (self.virr, self.visr, self.vppr)
         if now == self._written:
             return
         self._written = now
         at = self._at
         self._buffer[at : at + 32] = self.virr.to_bytes(32, "little")
         self._buffer[at + 32 : at + 64] = self.visr.to_bytes(32, "little")
+        self.words[VPPR >> 2] = self.vppr
 
     def set_bit(self, base: int, vector: int) -> None:
         if base == VIRR:
@@ -203,20 +206,25 @@ class SharedApicPage(ApicPage):
         return length - 1 if length else 0
 
     def take(self, vector: int) -> int:
-        bit = 1 << vector
-        self.visr |= bit
-        virr = self.virr = self.virr & ~bit
+        self.visr |= BIT[vector]
+        virr = self.virr = self.virr & OTHERS[vector]
         return virr.bit_length() - 1 if virr else 0
 
     def retire(self, vector: int) -> int:
-        visr = self.visr = self.visr & ~(1 << vector)
+        visr = self.visr = self.visr & OTHERS[vector]
         return visr.bit_length() - 1 if visr else 0
 
     def read32(self, offset: int) -> int:
         base = offset & ~0x7F
         if base in (VISR, VIRR) and not offset & 15:
             return self.bits(base) >> 2 * (offset - base) & 0xFFFF_FFFF
-        return super().read32(offset)
+        return self.vppr if offset == VPPR else super().read32(offset)
+
+    def write32(self, offset: int, value: int) -> None:
+        if offset == VPPR:
+            self.vppr = value & 0xFFFF_FFFF
+        else:
+            super().write32(offset, value)
 
 
 class Memory:

@@ -15,6 +15,7 @@ from emulator.config import load_experiment
 from emulator.guest import PROGRAMS
 from emulator.guest.program import Guest
 from emulator.guest.workload import Workload
+from emulator.hardware.vmcs import GuestState
 from emulator.kvm.params import Kvm, Notify
 from emulator.kvm.vcpu import vcpu_run
 from emulator.machine import linker
@@ -258,6 +259,14 @@ def test_an_inlined_call_has_the_value_and_the_effects_of_the_call(function, n):
 
     assert linked(inlined, n) == function(plain, n)
     assert (inlined.said, inlined.value) == (plain.said, plain.value)
+
+
+def test_a_name_that_two_classes_share_calls_the_one_that_the_inliner_takes_it_for():
+    ours, processors = (
+        {name for name in vars(cls) if not name.startswith("__")} for cls in (Guest, GuestState)
+    )
+
+    assert not {n for n in ours & processors if callable(getattr(Guest, n))}
 
 
 def test_a_traceback_names_the_line_of_the_text():
