@@ -27,7 +27,7 @@ from emulator.kvm.vcpu import vcpu_run
 from emulator.machine.fabric import Fabric
 from emulator.machine.gate import Gate, Look, Schedule, Turn, plain, same
 from emulator.machine.gated_world import GatedWorld
-from emulator.machine.memory import V_SAVE, Memory
+from emulator.machine.memory import P_LIST_LOCK, V_SAVE, Memory
 
 STEPS: Final = tuple(name for name in dir(Cpu) if hasattr(getattr(Cpu, name), KIND_ATTRIBUTE))
 UNTIMED: Final = frozenset({"preempt_disable", "preempt_enable"})  # the model does these late
@@ -273,6 +273,13 @@ class GatedCpu(GatedWorld):
                 vector = LOCAL_TIMER_VECTOR
                 self.accept(vector)
             self._handle(vector, None)
+
+    def wakeup_list_lock(self, pcpu: int) -> None:
+        """As `live`; but whoever holds it may have been stopped in the middle of its handler."""
+        lock = self.memory.u32(self.memory.pcpu(pcpu, P_LIST_LOCK))
+        while lock.cas(0, 1):
+            self.gate.check_stop()
+            os.sched_yield()
 
     def idle_freely(self) -> None:
         """No thread is here: interrupts, and whoever of this pCPU's threads can run."""

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -15,9 +16,11 @@ from emulator.checker.catalogue import SCENARIOS
 from emulator.checker.exhibits import exhibits, scenarios_of
 from emulator.kvm.params import Bug, Notify
 from emulator.live_replay import random_way, replay_live, schedule_of, way_of_file
-from emulator.machine.gate import Schedule
+from emulator.machine.gate import STOP, Gate, Schedule, Stopped
+from emulator.machine.gated import GatedCpu
 from emulator.machine.gated_run import PREFIX
 from emulator.machine.host import runtime_root
+from emulator.machine.memory import P_LIST_LOCK, Memory, Shape
 
 FREE_S = 0.02
 DEADLINE_S = 20.0
@@ -106,6 +109,22 @@ def test_an_exhibit_of_the_museum_goes_on_processes_as_in_the_model(exhibit, tmp
 
     assert same(result), result.to_text()
     assert result.good
+
+
+def test_who_waits_for_a_lock_that_a_stopped_handler_holds_stops_too(tmp_path):
+    memory = Memory.create(
+        tmp_path / "memory", Shape(pcpus=1, vcpus=1, devices=0, ring_records=1 << 4)
+    )
+    memory.u32(memory.pcpu(0, P_LIST_LOCK)).store(1)
+    memory.set_phase(STOP)
+    cpu = SimpleNamespace(
+        memory=memory,
+        gate=SimpleNamespace(check_stop=lambda: Gate.check_stop(cpu)),
+        call=lambda _op, args, do: do(cpu, *args),
+    )
+
+    with pytest.raises(Stopped):
+        GatedCpu.wakeup_list_lock(cpu, 0)
 
 
 def test_a_deadlock_is_refused_before_a_process_spins_on_it(tmp_path):
