@@ -31,9 +31,9 @@ from typing import Any, Final, Self
 import msgpack
 
 from emulator.config.model import Cell, to_plain
-from emulator.hardware.vectors import ExitReason
 from emulator.machine.controls import vcpus_with_pi_sender
-from emulator.machine.errors import RunBroken
+from emulator.machine.end_state import end_state
+from emulator.machine.errors import RunBroken, describe_exit, log_tail
 from emulator.machine.fabric import (
     CMD_CONNECT,
     CMD_FLOOR,
@@ -49,7 +49,6 @@ from emulator.machine.memory import (
     H_T0,
     P_ARRIVED,
     P_RUNG,
-    P_STATS,
     PHASE_DRAIN,
     PHASE_LOAD,
     Memory,
@@ -57,7 +56,6 @@ from emulator.machine.memory import (
 )
 from emulator.machine.ordered_senders import OrderedInhibitorCpu
 from emulator.machine.recorder import Drain
-from emulator.machine.stats import Stat
 from emulator.machine.steps import order_records, wants_order
 from emulator.machine.watchdog import Loss, Watchdog
 from emulator.machine.words import all_words
@@ -70,7 +68,6 @@ FLOOR_ROUNDS: Final = 500  # before the load and after it: 2000 one-way samples,
 TICK_S: Final = 0.02
 LOAD_LEAD_NS: Final = 20_000_000  # from the start signal to the first due time
 SOCKET_PATH_MAX: Final = 107  # sizeof(sockaddr_un.sun_path) - 1
-LOG_TAIL_LINES: Final = 8
 
 
 @dataclass(slots=True, kw_only=True)
@@ -382,32 +379,7 @@ class Cluster:
         """The state at the end, when nobody writes any more."""
         assert self._drain is not None
         self._drain.drain()
-        memory, load = self._memory, self._memory.view.load_u64
-        pcpus, rung, arrived = [], 0, 0
-        for pcpu in range(self._shape.pcpus):
-            base = memory.pcpu(pcpu, P_STATS)
-            exits = {str(int(reason)): n for reason in ExitReason if (n := load(base + 8 * reason))}
-            stats = {s.name.lower(): load(base + 8 * s) for s in Stat}
-            pcpus.append({"exits": exits, **stats, "irr_pending": irr.get(pcpu, [])})
-            rung += load(memory.pcpu(pcpu, P_RUNG))
-            arrived += load(memory.pcpu(pcpu, P_ARRIVED))
-        vcpus = []
-        for vcpu in range(self._shape.vcpus):
-            words = self._words[vcpu]
-            control = words.desc.control()
-            vcpus.append(
-                {
-                    "pir_pending": bits(memory.announced(vcpu)),
-                    "virr_pending": bits(memory.virr(vcpu)),
-                    "on": control & 1,
-                    "sn": control >> 1 & 1,
-                    "blocked": blocked[vcpu] if blocked else False,
-                }
-            )
-        self.result.counters = {
-            "pcpus": pcpus, "vcpus": vcpus, "sent": rung, "arrived": arrived,
-            "in_flight": 0,
-        }  # fmt: skip
+        self.result.counters = end_state(self._memory, self._words, blocked, irr)
         self.result.dropped = self._drain.dropped()
         self.result.order_end = self._drain.order_end()
 
@@ -460,27 +432,3 @@ class Cluster:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def bits(value: int) -> list[int]:
-    """The vectors in a 256-bit set."""
-    return [v for v in range(256) if value >> v & 1]
-
-
-def describe_exit(status: int) -> str:
-    """An exit status in words; negative is a signal."""
-    if status < 0:
-        return f"was killed by {signal.Signals(-status).name} (exit status {status})"
-    return f"ended with exit status {status}"
-
-
-def log_tail(run_dir: Path, name: str) -> str:
-    """The last lines of a process's log, indented, behind a line that names it."""
-    path = run_dir / "log" / f"{name}.log"
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
-    except OSError:
-        return ""
-    if not lines:
-        return f"; {path} is empty"
-    return f"; last lines of {path}:\n" + "\n".join(f"    {line}" for line in lines)

@@ -35,9 +35,8 @@ from emulator.events import Event
 from emulator.hardware.bare import Sent
 from emulator.hardware.vmcs import Activity
 from emulator.kvm.params import Kvm
-from emulator.machine.cluster import describe_exit
 from emulator.machine.descriptors import Descriptors
-from emulator.machine.errors import RunBroken
+from emulator.machine.errors import LOG_TAIL_LINES, RunBroken, describe_exit
 from emulator.machine.fabric import CMD_CONNECT, CMD_QUIT, CMD_RUN, VERSION, Fabric, Message
 from emulator.machine.host import RUNTIME_PREFIX, runtime_root
 from emulator.machine.memory import Memory, Shape
@@ -55,7 +54,6 @@ ANSWER_DEADLINE_S: Final = 15.0
 ARRIVAL_DEADLINE_NS: Final = 5_000_000_000  # shorter: whoever waits for a vector says so itself
 QUIT_DEADLINE_S: Final = 5.0
 TICK_S: Final = 0.02
-LOG_TAIL_LINES: Final = 8
 
 SHAPE: Final = Shape(pcpus=len(ROLES), vcpus=1, devices=0, ring_records=64)
 CELL: Final = Cell(
