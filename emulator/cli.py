@@ -38,8 +38,6 @@ def sentences() -> Iterator[None]:
         fail(str(error), EXIT_USAGE)
     except HostError as error:
         fail(str(error), EXIT_CANNOT)
-    except KeyboardInterrupt:
-        fail("interrupted", EXIT_INTERRUPTED)
 
 
 def print_json(value: Any) -> None:
@@ -69,6 +67,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except click.UsageError as error:
             raise UsageSentence(error.format_message(), error.ctx) from error
+        except KeyboardInterrupt:
+            fail("interrupted", EXIT_INTERRUPTED)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -139,8 +139,8 @@ class Guest:
     """
 
     __slots__ = (
-        "_armed_load", "_icr", "_irq", "_sent", "armed", "cause", "code", "frames", "msr", "pc",
-        "platform", "processor", "program", "timer_vector", "workload",
+        "_armed_load", "_icr", "_irq", "_prepared_for", "_sent", "armed", "cause", "code",
+        "frames", "msr", "pc", "platform", "processor", "program", "timer_vector", "workload",
     )  # fmt: skip
 
     def __init__(
@@ -159,6 +159,7 @@ class Guest:
         self.msr = 0
         self._icr = 0
         self._sent = 0
+        self._prepared_for = (0, 0)
         self.cause = (0, 0)
         self.code: list[tuple[Callable[[int], Outcome], int]]
         self.execute_by(INSTRUCTIONS)
@@ -188,13 +189,14 @@ class Guest:
         """Where it stands, as plain data: what moves with the vCPU to another pCPU."""
         return [
             self.pc, list(self.frames), self.armed, self._armed_load, self.msr, self._icr,
-            self._sent, list(self.cause), self.workload.save(),
+            self._sent, list(self._prepared_for), list(self.cause), self.workload.save(),
         ]  # fmt: skip
 
     def restore(self, saved: list[Any]) -> None:
         """The inverse of `save()`, on a guest of the same program and workload."""
-        registers, (self._sent, cause, work) = saved[:6], saved[6:]
+        registers, (self._sent, prepared_for, cause, work) = saved[:6], saved[6:]
         self.pc, self.frames, self.armed, self._armed_load, self.msr, self._icr = registers
+        self._prepared_for = tuple(prepared_for)
         self.cause = tuple(cause)
         self.workload.restore(work)
 
@@ -210,6 +212,8 @@ class Guest:
 
     def _send(self, _target: int) -> Outcome:
         self._sent += 1
+        # A handler that came between `work` and here may have armed the timer for another load.
+        self.cause = self._prepared_for
         if self.msr == MSR_X2APIC_SELF_IPI:
             self.platform.on_self_ipi(self._icr, *self.cause)
         return self.advance(instructions.wrmsr(self.processor, self.msr, self._icr))
@@ -289,7 +293,7 @@ class Guest:
         if ipi is None:
             self.pc = target
         else:
-            self.msr, self._icr, self.cause = ipi
+            self.msr, self._icr, self._prepared_for = ipi
             self.pc += 1
 
     def advance(self, outcome: Outcome) -> Outcome:

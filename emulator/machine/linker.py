@@ -9,7 +9,7 @@ run, by two rewritings of the same text (`kvm/`, `hardware/posted`) over the sam
 
 No step is added, dropped or moved, and whatever is not plainly inlinable stays a call.  Lines stay
 those of the text, so a traceback names them.  The checker explores the text as it stands in the
-files; `tests/machine/test_linker.py` holds the linked text against it, step by step.
+files; `tests/machine/test_machine_linker.py` holds the linked text against it, step by step.
 Before: `kvm/`, `hardware/posted`.  Next: `pcpu` calls what `link_text()` returns.
 """
 

@@ -58,7 +58,8 @@ def main() -> None:
                 link.close()
                 os._exit(child(libc, memory, cell, runtime, run_dir, role, index))
             children[pid] = f"{role}{index}"
-    link.send(msgpack.packb(["started", [[name, pid] for pid, name in children.items()]]))
+    with contextlib.suppress(OSError):  # the launcher may be gone by now: watch() sees that
+        link.send(msgpack.packb(["started", [[name, pid] for pid, name in children.items()]]))
     watch(link, children)
     if children:  # the launcher went away first
         bury(children)
@@ -111,8 +112,16 @@ def watch(link: socket.socket, children: dict[int, str]) -> None:
         ready, _, _ = select.select([link.fileno(), wake], [], [], 1.0)
         if wake in ready:
             os.read(wake, 512)
-        if link.fileno() in ready and not link.recv(64):
+        if link.fileno() in ready and hung_up(link):
             return
+
+
+def hung_up(link: socket.socket) -> bool:
+    """Is nobody at the other end?  A reset: it went with something of ours unread."""
+    try:
+        return not link.recv(64)
+    except ConnectionResetError:
+        return True
 
 
 def reap(link: socket.socket, children: dict[int, str]) -> None:

@@ -164,7 +164,7 @@ class Pcpu:
             self._memory, self._fabric, self._cell, self._pcpu, recorder, self._arrived,
             self._guest, vcpu_thread,
         )  # fmt: skip
-        cpu.text = link_text(cpu_class(self._cell), self._cell.kvm)
+        cpu.text = link_text(type(cpu), self._cell.kvm)
         mine = [v.index for v in self._cell.vcpus if v.pcpu == self._pcpu]
         log(f"running vCPUs {mine}")
         cpu.scheduler.run()

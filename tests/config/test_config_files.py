@@ -65,7 +65,7 @@ def test_a_file_above_the_limit_is_refused_without_parsing(desk):
     aliases = "a: &a [x]\nb: [" + "*a, " * (10 * 1024 * 1024 // 4) + "]\n"
     before = time.process_time()
     assert desk.error(aliases) == f"c.yaml: is larger than {FILE_BYTES_MAX // 1024} KiB, the limit"
-    assert time.process_time() - before < 5
+    assert time.process_time() - before < 1
 
 
 def test_a_billion_laughs_are_refused_at_once(desk):
@@ -73,7 +73,7 @@ def test_a_billion_laughs_are_refused_at_once(desk):
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 20)]
     before = time.process_time()
     assert "aliases unfold into more than 20000 values" in desk.error("\n".join(lines))
-    assert time.process_time() - before < 5
+    assert time.process_time() - before < 2
 
 
 def test_an_alias_inside_its_own_anchor_is_refused(desk):

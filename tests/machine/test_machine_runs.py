@@ -83,7 +83,7 @@ def test_every_ipi_to_a_halted_target_wakes_it(tmp_path):
 
     assert code == 0
     assert run["counts"]["halts"] > 200
-    assert run["counts"]["notify"]["woke"] > 2 * run["counts"]["notify"]["sent"]
+    assert run["counts"]["notify"]["sent"] < run["counts"]["posted"] / 10
 
 
 def test_a_storm_coalesces_and_keeps_its_account(tmp_path):

@@ -4,8 +4,11 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from live_runs import CONFIGS, alive, children_of, pirlab, wait_for
 
@@ -59,6 +62,42 @@ def test_a_killed_launcher_leaves_no_process_and_marks_the_run(start):
 
     wait_for(lambda: not any(alive(c) for c in run.children.values()), "end of the children", 2.0)
     wait_for(lambda: "died" in (run.run_dir / "status").read_text(), "mark", 2.0)
+
+
+def test_a_launcher_killed_while_its_nursery_gets_ready_leaves_nothing(tmp_path):
+    config = str(CONFIGS / "first-run.yaml")
+    command = [sys.executable, "-m", "emulator", "run", config, "--out", str(tmp_path / "runs")]
+    launcher = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(launcher.children, "nursery")
+    nursery = launcher.children()[0]
+
+    launcher.kill()
+    launcher.wait()
+
+    # Its shared memory goes as well: every test here looks for that when it is over.
+    wait_for(lambda: not alive(nursery), "end of the nursery", 5.0)
+    assert next((tmp_path / "runs").glob("*/status")).read_text().startswith("died")
+
+
+def test_ctrl_c_before_there_is_a_run_says_130_too(tmp_path):
+    config = str(CONFIGS / "first-run.yaml")
+    program = (
+        "import signal, sys\n"
+        "from emulator.cli import main\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'emulator.session':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "main(['run', sys.argv[1]], prog_name='pirlab')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, config],
+        capture_output=True, text=True, timeout=30, cwd=tmp_path, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 130
+    assert done.stderr == "pirlab: interrupted\n"
 
 
 def test_a_killed_nursery_takes_its_children_along(start):
